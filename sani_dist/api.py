@@ -1,0 +1,108 @@
+"""What the commands call: `sanitize`, `resume`, `audit`.
+
+Imports of torch and the stages wait until a function needs them, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sani_dist.config import AuditSettings, Config, CorpusSettings, ModelSettings
+from sani_dist.errors import InputError, SaniError
+
+if TYPE_CHECKING:
+    from sani_dist.run import Run
+
+OnEvent = Callable[[dict[str, Any]], None]
+
+# What the commands that do a part of the work consist of.
+ERASE_STAGES = ("prepare", "erase", "export")
+REPAIR_STAGES = ("prepare", "erase", "repair", "export")
+AUDIT_STAGES = ("prepare", "audit-before")
+
+
+def sanitize(
+    config: Config, folder: Path, *, stages: tuple[str, ...] | None = None, on_event: OnEvent = lambda event: None
+) -> Run:
+    """Run all stages (or some) in a new run folder; returns the finished run, its model under `folder/model`.
+
+    Raises:
+        InputError: settings, model or data that cannot work; found before any worker starts wherever possible.
+        RunError: the run failed; `resume(folder)` goes on from what it had finished.
+    """
+    from sani_dist import pipeline
+    from sani_dist.run import STAGES, Run
+
+    description = pipeline.check(config)
+    check_disk(folder, description["disk_bytes"])
+    run = Run.create(folder, config, stages or STAGES)
+    return _execute(run, on_event)
+
+
+def resume(folder: Path, *, on_event: OnEvent = lambda event: None) -> Run:
+    """Go on with a run that was stopped: finished stages are skipped, repair goes on from its last checkpoint."""
+    from sani_dist import pipeline
+    from sani_dist.run import Run
+
+    run = Run.open(folder)
+    pipeline.check(run.config)
+    if run.path("source.json").exists():
+        pipeline.check_unchanged(run)
+    return _execute(run, on_event)
+
+
+def audit(
+    model: Path, corpus: CorpusSettings, folder: Path, *, settings: AuditSettings | None = None, workers: int = 1,
+    on_event: OnEvent = lambda event: None,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Measure what can be extracted from any Hugging Face model folder; returns the measurements of `audit/before.json`."""
+    config = Config.model_validate(
+        {
+            "model": ModelSettings(path=model),
+            "corpus": corpus,
+            "erase": {"layers": 0},
+            "audit": settings or AuditSettings(),
+            "cluster": {"workers": workers},
+        }
+    )
+    run = sanitize(config, folder, stages=AUDIT_STAGES, on_event=on_event)
+    return measurements(run, "before")
+
+
+def measurements(run: Run, when: str) -> list[dict[str, Any]]:
+    """The measurements of an audit, "before" or "after". Raises InputError when the run has not made it."""
+    path = run.path("audit", f"{when}.json")
+    if not path.exists():
+        raise InputError(f"{run.folder} has no audit {when}; `sani-dist resume {run.folder}` makes what is missing")
+    found: list[dict[str, Any]] = json.loads(path.read_text())["measurements"]
+    return found
+
+
+def check_disk(folder: Path, needed: int) -> None:
+    """Raises InputError when the disk of `folder` has less than `needed` bytes free."""
+    existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise InputError(f"not enough disk at {existing}: the run needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
+
+
+def _execute(run: Run, on_event: OnEvent) -> Run:
+    from sani_dist import pipeline
+    from sani_dist.metrics import Metrics
+    from sani_dist.orchestrate.local import start_ranks
+
+    try:
+        if "prepare" in run.pending():
+            pipeline.prepare(run, Metrics(run.path("metrics.jsonl"), on_event=on_event))
+        if run.pending():
+            start_ranks(run, on_event)
+    except SaniError:
+        run.update(status="failed", ended=time.time())
+        raise
+    run.update(status="done", ended=time.time())
+    return run

@@ -1,0 +1,1 @@
+"""What an attacker can extract and what the model lost: functions of (scores, spans, controls) -> measurements."""

@@ -1,0 +1,308 @@
+"""The settings of a run: one pydantic model per stage, read from YAML, changed by `--set a.b=c`.
+
+A wrong setting raises `InputError` with one line that names the field and what would be right; the wrong value itself is
+not repeated, since a term list or a target value may be sensitive.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sani_dist.errors import InputError
+
+SensitivityClass = Literal["direct", "indirect", "confidential"]
+
+
+class Settings(BaseModel):
+    """Base of all settings: unknown keys are errors, and values are fixed once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSettings(Settings):
+    """Which model is sanitised, and in which precision."""
+
+    path: Path = Field(description="folder of the Hugging Face checkpoint (safetensors)")
+    base: Path | None = Field(None, description="checkpoint before the sensitive training; needed by erase.reset=base")
+    dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="precision of training and of the export")
+
+
+class Pattern(Settings):
+    """A regular expression of an identifier that general detectors do not know, such as a record number."""
+
+    kind: str = Field(description="kind of the identifier, for example RECORD_NUMBER")
+    regex: str = Field(description="Python regular expression; group 1, if there is one, is the sensitive part")
+    sensitivity: SensitivityClass = "direct"
+
+
+class AnnotationsDetector(Settings):
+    """Spans that are already in the data (column `corpus.spans`)."""
+
+    name: Literal["annotations"]
+
+
+class TermsDetector(Settings):
+    """Confidential terms from a file (one a line) or from the settings, matched on word boundaries."""
+
+    name: Literal["terms"]
+    path: Path | None = Field(None, description="text file with one term a line")
+    values: tuple[str, ...] = ()
+    kind: str = "TERM"
+    sensitivity: SensitivityClass = "confidential"
+
+    @model_validator(mode="after")
+    def _has_terms(self) -> TermsDetector:
+        if self.path is None and not self.values:
+            raise ValueError("needs `path` (a file with one term a line) or `values`")
+        return self
+
+
+class PresidioDetector(Settings):
+    """Microsoft Presidio over a spaCy model, offline, with extra patterns that win over its own findings."""
+
+    name: Literal["presidio"]
+    spacy_model: str = "en_core_web_sm"
+    language: str = "en"
+    entities: tuple[str, ...] = Field(
+        ("PERSON", "DATE_TIME", "LOCATION", "PHONE_NUMBER", "EMAIL_ADDRESS", "US_SSN", "CREDIT_CARD", "IP_ADDRESS", "URL"),
+        description="Presidio entities that count as identifiers",
+    )
+    indirect: tuple[str, ...] = Field(("DATE_TIME", "LOCATION"), description="entities that identify only in combination")
+    patterns: tuple[Pattern, ...] = ()
+    score: Annotated[float, Field(ge=0, le=1)] = 0.35
+
+
+class RareTermsDetector(Settings):
+    """Indirect identifiers: terms linked to fewer than `subjects` record subjects (arXiv 2501.02407)."""
+
+    name: Literal["rare_terms"]
+    subjects: Annotated[int, Field(ge=2)] = 2
+    min_length: Annotated[int, Field(ge=1)] = 4
+
+
+Detector = Annotated[
+    AnnotationsDetector | TermsDetector | PresidioDetector | RareTermsDetector, Field(discriminator="name")
+]
+
+
+class TargetSettings(Settings):
+    """Right to erasure: only these values, or only the records of these subjects, are sensitive."""
+
+    values: tuple[str, ...] = ()
+    subjects: tuple[str, ...] = ()
+
+
+class CorpusSettings(Settings):
+    """The text, what is sensitive in it, and the text that must not suffer."""
+
+    source: str | None = Field(
+        None, description="JSONL, CSV or Parquet file, folder of .txt files, `datasets` folder or hub id; null: repair on `general`"
+    )
+    text: str = Field("text", description="column of the text, or `messages` for chats")
+    subject: str | None = Field(None, description="column of the record subject, for example the patient")
+    spans: str | None = Field(
+        None,
+        description="column of labelled spans [{start, end, kind, class}]; protected if `annotations` is in `detect`, "
+        "else used only to score the detectors and in the audit",
+    )
+    detect: tuple[Detector, ...] = Field((), description="detectors of sensitive spans, any number together")
+    target: TargetSettings | None = None
+    heldout: str | None = Field(None, description="documents the model never saw: perplexity is measured on them")
+    control: str | None = Field(None, description="documents with identifiers the model never saw, the control of the audit")
+    general: str | None = Field(None, description="general text: part is mixed into repair, part measures utility")
+    row_length: Annotated[int, Field(ge=16)] = Field(512, description="tokens in a packed row")
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> CorpusSettings:
+        if self.source is None and self.general is None:
+            raise ValueError("needs `source`, or `general` with a `terms` detector")
+        if not self.detect and (self.target is None or not self.target.values):
+            raise ValueError("needs at least one entry in `detect` (annotations, terms, presidio, rare_terms) or `target.values`")
+        if any(d.name == "annotations" for d in self.detect) and self.spans is None:
+            raise ValueError("`detect: annotations` needs `spans`, the column that holds them")
+        if any(d.name == "rare_terms" for d in self.detect) and self.subject is None:
+            raise ValueError("`detect: rare_terms` needs `subject`, the column of the record subject")
+        if self.target is not None and self.target.subjects and self.subject is None:
+            raise ValueError("`target.subjects` needs `subject`, the column of the record subject")
+        return self
+
+
+class EraseSettings(Settings):
+    """Which neurons are reset, and to what."""
+
+    layers: Annotated[int, Field(ge=0)] = Field(1, description="how many of the last layers; 0 erases nothing")
+    fraction: Annotated[float, Field(gt=0, le=1)] = Field(0.5, description="share of their neurons that is reset")
+    select: Literal["random", "attribution"] = "random"
+    reset: Literal["init", "zero", "base"] = "init"
+    units: Literal["mlp"] = "mlp"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+
+class RepairSettings(Settings):
+    """Fine-tuning with sensitive tokens left out of the loss."""
+
+    objective: Literal["mask", "plain"] = Field(
+        "mask", description="mask: sensitive tokens are left out of the loss; plain: ordinary fine-tuning on every token (how the demo "
+        "makes a model that has memorised)"
+    )
+    epochs: Annotated[float, Field(ge=0)] = Field(2, description="passes over the text; 0 repairs nothing")
+    retain: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="share of rows of general text in each batch")
+    batch_rows: Annotated[int, Field(ge=1)] = Field(8, description="rows of a step over all workers")
+    micro_rows: Annotated[int, Field(ge=1)] = Field(1, description="rows of one forward pass of one worker")
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
+    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="share of the steps with a rising learning rate")
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: Annotated[float, Field(gt=0)] = Field(1.0, description="largest norm of the gradient")
+    checkpoint_every: Annotated[int, Field(ge=1)] = Field(100, description="steps between checkpoints")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+
+class AuditSettings(Settings):
+    """What is measured before and after."""
+
+    samples: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 10, 100, 1000), description="n of (n, p)-discoverable extraction")
+    micro_rows: Annotated[int, Field(ge=1)] = Field(4, description="rows of one forward pass of one worker")
+
+
+class ClusterSettings(Settings):
+    """Who starts the ranks, and on what."""
+
+    launcher: Literal["local"] = "local"
+    workers: Annotated[int, Field(ge=1)] = 1
+    threads: Annotated[int, Field(ge=1)] | None = Field(None, description="threads of each worker; default: cores / workers")
+    ds_config: Path | None = Field(None, description="DeepSpeed JSON; default: ds_configs/zero3.json of the package")
+
+
+class Config(Settings):
+    """All settings of one run."""
+
+    model: ModelSettings
+    corpus: CorpusSettings
+    erase: EraseSettings = EraseSettings()
+    repair: RepairSettings = RepairSettings()
+    audit: AuditSettings = AuditSettings()
+    cluster: ClusterSettings = ClusterSettings()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Config:
+        if self.erase.reset == "base" and self.model.base is None:
+            raise ValueError("erase.reset=base needs model.base, the checkpoint before the sensitive training")
+        if self.repair.retain > 0 and self.corpus.general is None:
+            raise ValueError("repair.retain needs corpus.general, the text to mix in")
+        return self
+
+
+# The paper's setting (arXiv 2510.21322) and the best preset measured so far (docs/design.md, "Presets").
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "erase": {"layers": 1, "fraction": 0.5, "select": "random", "reset": "init"},
+        "repair": {"epochs": 2, "retain": 0.0},
+    },
+    "targeted": {
+        "erase": {"layers": 8, "fraction": 0.2, "select": "attribution", "reset": "zero"},
+        "repair": {"epochs": 2, "retain": 0.33},
+    },
+}
+
+
+def load_config(path: Path, overrides: list[str] | None = None, preset: str | None = None) -> Config:
+    """Read a YAML file; a preset fills what the file leaves out, `overrides` (`a.b=c`) win over both.
+
+    Relative paths are taken from the folder of the file. Raises InputError with one line that names the field.
+    """
+    try:
+        mapping = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        line = getattr(getattr(error, "problem_mark", None), "line", None)
+        raise InputError(f"{path} is not YAML" + (f" (line {line + 1})" if line is not None else "")) from error
+    if not isinstance(mapping, dict):
+        raise InputError(f"{path}: expected keys such as model, corpus, erase, repair")
+    mapping = _merge(_preset(preset or mapping.pop("preset", None)), mapping)
+    for override in overrides or []:
+        _override(mapping, override)
+    return config_from_mapping(_resolve_paths(mapping, path.resolve().parent))
+
+
+def config_from_mapping(mapping: dict[str, Any]) -> Config:
+    """Validate settings. Raises InputError: `erase.fraction: ...`, never repeating the value given."""
+    try:
+        return Config.model_validate(mapping)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        place = ".".join(str(part) for part in first["loc"] if part not in _DETECTORS) or "settings"
+        message = str(first["msg"]).removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            message = f"unknown key; known here: {_known_keys(first['loc'][:-1])}"
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise InputError(f"{place}: {message}{more}") from None
+
+
+def config_to_mapping(config: Config) -> dict[str, Any]:
+    """Settings as plain YAML types."""
+    mapping: dict[str, Any] = config.model_dump(mode="json")
+    return mapping
+
+
+_DETECTORS = ("annotations", "terms", "presidio", "rare_terms")
+_PATHS = ("model.path", "model.base", "corpus.source", "corpus.heldout", "corpus.control", "corpus.general", "cluster.ds_config")
+
+
+def _known_keys(place: tuple[int | str, ...]) -> str:
+    model: Any = Config
+    for part in place:
+        field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
+        if field is None:
+            return "see `sani-dist run --help`"
+        model = field.annotation
+    return ", ".join(model.model_fields) if hasattr(model, "model_fields") else "see `sani-dist run --help`"
+
+
+def _preset(name: str | None) -> dict[str, Any]:
+    if name is None:
+        return {}
+    if name not in PRESETS:
+        raise InputError(f"preset: unknown; choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _override(mapping: dict[str, Any], override: str) -> None:
+    name, separator, text = override.partition("=")
+    keys = name.split(".")
+    if not separator or not all(keys):
+        raise InputError("--set: expected section.key=value, for example --set repair.epochs=3")
+    for key in keys[:-1]:
+        mapping = mapping.setdefault(key, {})
+        if not isinstance(mapping, dict):
+            raise InputError(f"--set {name}: {key} is not a section")
+    mapping[keys[-1]] = yaml.safe_load(text)
+
+
+def _resolve_paths(mapping: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Paths that exist beside the settings file become absolute; anything else (a hub id) stays as it is."""
+    for dotted in _PATHS:
+        section, key = dotted.split(".")
+        value = mapping.get(section, {}).get(key) if isinstance(mapping.get(section), dict) else None
+        if isinstance(value, str) and not os.path.isabs(value) and ((folder / value).exists() or section == "model"):
+            mapping[section][key] = str(folder / value)
+    corpus = mapping.get("corpus")
+    for detector in corpus.get("detect") or [] if isinstance(corpus, dict) else []:
+        if isinstance(detector, dict) and isinstance(detector.get("path"), str):
+            detector["path"] = str(folder / detector["path"])
+    return mapping

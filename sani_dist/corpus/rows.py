@@ -1,0 +1,100 @@
+"""Packed rows on disk, memory-mapped, and the one place that shifts labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+IGNORE, LEARN, SENSITIVE = 0, 1, 2
+# The document of padding.
+NO_DOCUMENT = -1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Packed rows as tensors, each [rows, row_length].
+
+    `document` and `position` say where attention and positions start anew. Padding: role 0, document -1, position 0.
+    """
+
+    input_ids: Tensor  # int64
+    role: Tensor  # uint8: each token as a target, IGNORE, LEARN or SENSITIVE
+    document: Tensor  # int64
+    position: Tensor  # int64
+
+
+class PackedRows:
+    """The rows of one split, `{split}.arrow`. Nothing is read before a batch asks for it.
+
+    learnable, sensitive: int64 [rows], how many targets of role LEARN and SENSITIVE each row has.
+    """
+
+    def __init__(self, path: Path) -> None:
+        with pa.memory_map(str(path)) as source:
+            table = pa.ipc.open_file(source).read_all()
+        self.row_length: int = table.schema.field("input_ids").type.list_size
+        self.learnable = _joined(table, "learnable")
+        self.sensitive = _joined(table, "sensitive")
+        self._columns = {
+            name: [chunk.flatten().to_numpy().reshape(-1, self.row_length) for chunk in table.column(name).chunks]
+            for name in ("input_ids", "role", "document", "position")
+        }
+        # First row of each chunk, to find a row's chunk by bisection.
+        sizes = [len(chunk) for chunk in self._columns["input_ids"]]
+        self._first = np.cumsum([0, *sizes])
+
+    def __len__(self) -> int:
+        return int(self._first[-1])
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """Return the rows at `indices`, in that order. Raises `IndexError` for a row that is not there."""
+        for index in indices:
+            if not 0 <= index < len(self):
+                raise IndexError(f"row {index} of {len(self)}")
+        return Batch(
+            self._gather("input_ids", indices).long(),
+            self._gather("role", indices),
+            self._gather("document", indices),
+            self._gather("position", indices).long(),
+        )
+
+    def _gather(self, column: str, indices: Sequence[int]) -> Tensor:
+        chunks = self._columns[column]
+        dtype = chunks[0].dtype if chunks else np.dtype(np.int64)
+        gathered = np.empty((len(indices), self.row_length), dtype)
+        for i, index in enumerate(indices):
+            chunk = int(np.searchsorted(self._first, index, side="right")) - 1
+            gathered[i] = chunks[chunk][index - self._first[chunk]]
+        return torch.from_numpy(gathered)
+
+
+def empty_batch(rows: int, row_length: int) -> Batch:
+    """Return `rows` rows of padding: what a rank without work runs, to keep up with the collectives of the others."""
+    zeros = torch.zeros((rows, row_length), dtype=torch.int64)
+    return Batch(zeros, zeros.to(torch.uint8), torch.full_like(zeros, NO_DOCUMENT), zeros.clone())
+
+
+def targets(batch: Batch, roles: Sequence[int] = (LEARN,)) -> tuple[Tensor, Tensor, Tensor, None]:
+    """Return what to predict from where, for every token of `batch` whose role as a target is in `roles`.
+
+    The hidden state at index i of a row predicts token i + 1 of the same row, if both are of the same document.
+
+    Returns (rows int64 [R], targets int64 [R], roles uint8 [R], weights): `rows` are indices into the hidden states
+    flattened to [rows * row_length, hidden_size], ascending; `weights` is None, each target counts once.
+    """
+    role = batch.role[:, 1:]
+    counts = batch.document[:, 1:] == batch.document[:, :-1]
+    counts &= torch.isin(role, torch.tensor(list(roles), dtype=role.dtype, device=role.device))
+    row, index = counts.nonzero(as_tuple=True)
+    return row * batch.role.shape[1] + index, batch.input_ids[row, index + 1], batch.role[row, index + 1], None
+
+
+def _joined(table: pa.Table, column: str) -> np.ndarray:
+    values: np.ndarray = table.column(column).to_numpy().astype(np.int64)
+    return values

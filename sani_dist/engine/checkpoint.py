@@ -1,0 +1,181 @@
+"""Checkpoints of repair: masters and both moments as flat ranges, readable at any world size, without pickle.
+
+    step-000100/  rank-00000.safetensors ...  state.json
+
+Each tensor is named `kind|parameter|start`, kind being master, exp_avg or exp_avg_sq. A rank that loads reads the overlap of
+what is stored with what it owns, so resuming and resizing are one operation. `state.json` is in the folder, with the hash of
+each file, before the folder gets its name: a folder with that name is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepspeed.utils import (
+    safe_get_local_fp32_param,
+    safe_get_local_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
+from safetensors.torch import save_file
+
+from sani_dist.engine import distributed
+from sani_dist.engine.safetensors_files import StoredTensor, file_sha256, fsync, read_header, read_range
+from sani_dist.engine.shards import local_shards
+from sani_dist.engine.zero3 import Engine
+from sani_dist.errors import InputError, RunError
+
+SCHEMA = 1
+KEEP = 2
+KINDS = ("master", "exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class State:
+    """Where training stands after `step` optimizer steps. Data order and schedule follow from `step` and the settings."""
+
+    step: int
+    inputs_sha256: str
+    loss: float | None = None
+    tokens: int = 0
+    schema: int = SCHEMA
+    files: dict[str, str] = field(default_factory=dict)
+    torch_rng: list[str] = field(default_factory=list)
+
+
+def save(folder: Path, engine: Engine, state: State) -> Path:
+    """Write the checkpoint of `state.step` below `folder`; every rank calls this. Old ones beyond `KEEP` are removed.
+
+    Raises RunError when a rank could not write; the checkpoints before are untouched.
+    """
+    final = folder / f"step-{state.step:06d}"
+    building = folder / f".tmp-{final.name}"
+    if distributed.rank() == 0:
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir(parents=True)
+    distributed.barrier()
+    file = building / f"rank-{distributed.rank():05d}.safetensors"
+    failed = torch.zeros(1)
+    try:
+        save_file(_tensors(engine), file)
+        fsync(file)
+    except Exception as error:  # safetensors raises its own type for a full disk
+        failed += 1
+        reason = str(error)
+    if distributed.sum_over_ranks(failed).item():
+        if distributed.rank() == 0:
+            shutil.rmtree(building, ignore_errors=True)
+        detail = f" ({reason})" if failed.item() and "reason" in locals() else ""
+        raise RunError(f"checkpoint of step {state.step} not written{detail}: free disk space, then `sani-dist resume`")
+    rng = _hex_of_ranks(torch.get_rng_state())
+    if distributed.rank() == 0:
+        files = {f.name: file_sha256(f) for f in sorted(building.glob("rank-*.safetensors"))}
+        document = asdict(State(**{**asdict(state), "files": files, "torch_rng": rng}))
+        (building / "state.json").write_text(json.dumps(document, indent=1))
+        fsync(building / "state.json")
+        fsync(building)
+        shutil.rmtree(final, ignore_errors=True)
+        building.rename(final)
+        fsync(folder)
+        for old in list_whole(folder)[:-KEEP]:
+            shutil.rmtree(old)
+    distributed.barrier()
+    return final
+
+
+def list_whole(folder: Path) -> list[Path]:
+    """The checkpoints below `folder`, oldest first."""
+    return sorted(p for p in folder.glob("step-*") if (p / "state.json").exists())
+
+
+def load_newest(folder: Path, engine: Engine, inputs_sha256: str) -> State | None:
+    """Put the newest checkpoint whose hashes fit into an engine that is ready to train; None when there is none.
+
+    Raises InputError when it was written by a run with another model, corpus or settings.
+    """
+    for path in reversed(list_whole(folder)):
+        state = State(**json.loads((path / "state.json").read_text()))
+        if any(not (path / name).exists() or file_sha256(path / name) != sha for name, sha in state.files.items()):
+            continue
+        if state.inputs_sha256 != inputs_sha256:
+            raise InputError(
+                f"{path} belongs to another model, corpus or settings: undo the change, or start a new run in another folder"
+            )
+        _load(path, engine, state)
+        return state
+    return None
+
+
+def _tensors(engine: Engine) -> dict[str, torch.Tensor]:
+    tensors = {}
+    parameters = dict(engine.model.named_parameters())
+    for live in local_shards(engine.model):
+        shard, parameter = live.shard, parameters[live.shard.name]
+        if not shard.numel or not parameter.requires_grad:
+            continue
+        for kind in KINDS:
+            whole = safe_get_local_fp32_param(parameter) if kind == "master" else safe_get_local_optimizer_state(parameter, kind)
+            tensors[f"{kind}|{shard.name}|{shard.start}"] = whole[: shard.numel].detach().cpu().clone()
+    return tensors
+
+
+def _load(path: Path, engine: Engine, state: State) -> None:
+    pieces: dict[tuple[str, str], list[tuple[int, StoredTensor]]] = {}
+    for name in state.files:
+        for tensor in read_header(path / name):
+            kind, parameter, start = tensor.name.split("|")
+            pieces.setdefault((kind, parameter), []).append((int(start), tensor))
+    _create_optimizer_state(engine, state.step)
+    parameters = dict(engine.model.named_parameters())
+    for live in local_shards(engine.model):
+        shard, parameter = live.shard, parameters[live.shard.name]
+        if not parameter.requires_grad:
+            continue
+        padded = torch.zeros(parameter.ds_tensor.numel(), dtype=torch.float32)  # type: ignore[attr-defined]
+        for kind in KINDS:
+            _fill(padded[: shard.numel], shard.start, shard.stop, pieces.get((kind, shard.name), []))
+            if kind == "master":
+                safe_set_local_fp32_param(parameter, padded)
+                live.values.copy_(padded[: shard.numel])
+            else:
+                safe_set_local_optimizer_state(parameter, padded, kind)
+    if distributed.rank() < len(state.torch_rng):
+        torch.set_rng_state(torch.tensor(list(bytes.fromhex(state.torch_rng[distributed.rank()])), dtype=torch.uint8))
+
+
+def _fill(out: torch.Tensor, start: int, stop: int, pieces: list[tuple[int, StoredTensor]]) -> None:
+    filled = 0
+    for first, tensor in pieces:
+        low, high = max(start, first), min(stop, first + tensor.numel)
+        if low < high:
+            read_range(tensor, low - first, high - first, out[low - start : high - start])
+            filled += high - low
+    if filled != stop - start:
+        raise InputError("the checkpoint does not hold all of the model's parameters: it belongs to another model")
+
+
+def _create_optimizer_state(engine: Engine, step: int) -> None:
+    """Adam makes its moments at the first step; a loaded optimizer needs them before."""
+    zero = engine.ds.optimizer
+    for flat in zero.fp32_partitioned_groups_flat:
+        zero.optimizer.state[flat] = {
+            "step": torch.tensor(float(step), dtype=torch.float32),
+            "exp_avg": torch.zeros_like(flat),
+            "exp_avg_sq": torch.zeros_like(flat),
+        }
+
+
+def _hex_of_ranks(state: torch.Tensor) -> list[str]:
+    gathered = distributed.gather_in_rank_order(state.to(distributed.device()))
+    return [bytes(row.tolist()).hex() for row in gathered.cpu()]
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """The stored state of a checkpoint, for people."""
+    document: dict[str, Any] = json.loads((path / "state.json").read_text())
+    return document

@@ -1,0 +1,102 @@
+"""Shards -> a Hugging Face folder: every rank writes its byte ranges, nothing is gathered.
+
+The folder is built under a temporary name and gets its own by one rename, so a folder with that name is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from sani_dist.engine import distributed
+from sani_dist.engine.safetensors_files import (
+    PlannedFile,
+    create_files,
+    file_sha256,
+    fsync,
+    plan_files,
+    write_range,
+)
+from sani_dist.engine.shards import LiveShard
+from sani_dist.errors import RunError
+
+# What makes a model usable, and nothing that training left: no training arguments, optimizer states, old model cards.
+COPIED = (
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json",
+    "merges.txt", "vocab.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+
+
+def export(shards: Iterable[LiveShard], source: Path, folder: Path, *, dtype: torch.dtype | None = None) -> dict[str, str]:
+    """Write shards of all ranks as the model `folder`; every rank calls this with its own. Returns file -> sha256.
+
+    `source` is the checkpoint that config and tokenizer are copied from, by an allow-list. `dtype` is recorded in config.json.
+    Raises RunError when the disk is full; an earlier `folder` stays as it was.
+    """
+    building = folder.with_name(f".tmp-{folder.name}")
+    live = list(shards)
+    files = plan_files([(s.shard.name, s.shard.shape, s.shard.dtype) for s in live], building)
+    if distributed.rank() == 0:
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir(parents=True)
+    _on_rank_0(lambda: create_files(files, building), building)
+    places = {tensor.name: tensor for file in files for tensor in file.tensors}
+    for item in live:
+        if item.shard.numel:
+            write_range(places[item.shard.name], item.shard.start, item.values)
+    for file in files:
+        fsync(building / file.name)
+    distributed.barrier()
+    hashes: dict[str, str] = {}
+    if distributed.rank() == 0:
+        _write_index(files, building)
+        _copy_beside(source, building, dtype)
+        for path in sorted(building.iterdir()):
+            fsync(path)
+            hashes[path.name] = file_sha256(path)
+        fsync(building)
+        if folder.exists():
+            shutil.rmtree(folder)
+        building.rename(folder)
+        fsync(folder.parent)
+    distributed.barrier()
+    return hashes
+
+
+def _on_rank_0(create: object, building: Path) -> None:
+    """Run `create` on rank 0; all ranks raise when it failed, so that none waits for the others."""
+    failed = torch.zeros(1)
+    reason = ""
+    if distributed.rank() == 0:
+        try:
+            create()  # type: ignore[operator]
+        except OSError as error:
+            failed += 1
+            reason = f" ({error.strerror})"
+            shutil.rmtree(building, ignore_errors=True)
+    if distributed.sum_over_ranks(failed).item():
+        raise RunError(f"the model was not written to {building.parent}{reason}: free disk space, then `sani-dist resume`")
+
+
+def _write_index(files: list[PlannedFile], folder: Path) -> None:
+    if len(files) == 1:
+        return
+    weight_map = {tensor.name: file.name for file in files for tensor in file.tensors}
+    total = sum(t.numel * t.dtype.itemsize for file in files for t in file.tensors)
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def _copy_beside(source: Path, folder: Path, dtype: torch.dtype | None) -> None:
+    for name in COPIED:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    if dtype is not None:
+        config = json.loads((folder / "config.json").read_text())
+        config.pop("torch_dtype", None)
+        config["dtype"] = str(dtype).removeprefix("torch.")
+        (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

@@ -1,0 +1,213 @@
+"""Safetensors as files of byte ranges: any flat range of any tensor is read or written without touching the rest.
+
+Format: 8 bytes little-endian header length, a JSON header {name: {dtype, shape, data_offsets}}, then the data, row-major.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sani_dist.errors import InputError
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+# One read of a rank. Larger buffers do not read faster; smaller ones cost more system calls.
+BUFFER_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies on disk: `offset` is the byte of `file` at which its first element starts."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    file: Path
+    offset: int
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+
+class Checkpoint:
+    """The tensors of a Hugging Face folder: one `model.safetensors`, or the files of `model.safetensors.index.json`."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read the headers only. Raises InputError for a missing, truncated or corrupt checkpoint."""
+        self.folder = folder
+        self.files = _weight_files(folder)
+        self.tensors = {tensor.name: tensor for file in self.files for tensor in read_header(file)}
+
+    def read_into(self, name: str, start: int, stop: int, out: torch.Tensor) -> None:
+        """Fill `out` [stop - start] with the flat elements [start, stop) of tensor `name`, converted to its dtype.
+
+        Costs one buffer of at most `BUFFER_BYTES` beside `out`, whatever the size of the tensor.
+        """
+        read_range(self.tensors[name], start, stop, out)
+
+    def sha256(self) -> str:
+        """Hash of the names and contents of all weight files."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            digest.update(file.name.encode() + b"\0" + bytes.fromhex(file_sha256(file)))
+        return digest.hexdigest()
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise InputError(f"model.path: no folder {folder}; expected a Hugging Face checkpoint with safetensors")
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        try:
+            names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise InputError(f"{index}: not a safetensors index; export the model again") from error
+        return [folder / name for name in names]
+    single = folder / "model.safetensors"
+    if single.exists():
+        return [single]
+    if any(folder.glob("*.bin")):
+        raise InputError(f"{folder}: only pickled weights (.bin); convert with transformers' save_pretrained to safetensors")
+    raise InputError(f"{folder}: no model.safetensors and no model.safetensors.index.json")
+
+
+def read_header(file: Path) -> Iterator[StoredTensor]:
+    """The tensors of one file. Raises InputError when header and file size disagree, as after an interrupted copy."""
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            header_bytes = struct.unpack("<Q", stream.read(8))[0]
+            if header_bytes > size - 8:
+                raise ValueError
+            header = json.loads(stream.read(header_bytes))
+        header.pop("__metadata__", None)
+        tensors = [
+            StoredTensor(name, tuple(entry["shape"]), DTYPES[entry["dtype"]], file, 8 + header_bytes + entry["data_offsets"][0])
+            for name, entry in header.items()
+        ]
+        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise InputError(f"{file}: not a whole safetensors file; copy or export it again") from error
+    if size != 8 + header_bytes + end:
+        raise InputError(f"{file}: {size} bytes, but its header says {8 + header_bytes + end}; copy or export it again")
+    yield from tensors
+
+
+def read_range(tensor: StoredTensor, start: int, stop: int, out: torch.Tensor) -> None:
+    """Fill `out` with the flat elements [start, stop) of a stored tensor, converted to `out`'s dtype and device."""
+    itemsize = tensor.dtype.itemsize
+    step = max(1, min(BUFFER_BYTES // itemsize, stop - start))
+    buffer = np.empty(step * itemsize, dtype=np.uint8)
+    with tensor.file.open("rb", buffering=0) as stream:
+        stream.seek(tensor.offset + start * itemsize)
+        for first in range(start, stop, step):
+            count = min(step, stop - first)
+            view = memoryview(buffer)[: count * itemsize]
+            while view.nbytes:
+                read = stream.readinto(view)
+                if not read:
+                    raise InputError(f"{tensor.file}: ends early; copy or export it again")
+                view = view[read:]
+            values = torch.from_numpy(buffer[: count * itemsize]).view(tensor.dtype)
+            out[first - start : first - start + count].copy_(values)
+
+
+@dataclass(frozen=True)
+class PlannedFile:
+    """One safetensors file to be written: its header and where each tensor goes."""
+
+    name: str
+    header: bytes
+    tensors: tuple[StoredTensor, ...]
+    total_bytes: int
+
+
+def plan_files(
+    tensors: Iterable[tuple[str, tuple[int, ...], torch.dtype]], folder: Path, file_bytes: int = 5 * 2**30
+) -> list[PlannedFile]:
+    """Lay tensors out in files of at most `file_bytes` (a larger tensor gets its own), named as Hugging Face names them.
+
+    Every rank computes the same plan, so that all can write at once.
+    """
+    groups: list[list[tuple[str, tuple[int, ...], torch.dtype]]] = [[]]
+    filled = 0
+    for name, shape, dtype in tensors:
+        nbytes = math.prod(shape) * dtype.itemsize
+        if groups[-1] and filled + nbytes > file_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append((name, shape, dtype))
+        filled += nbytes
+    files = []
+    for number, group in enumerate(groups, start=1):
+        single = len(groups) == 1
+        file_name = "model.safetensors" if single else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+        entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        end = 0
+        offsets = []
+        for name, shape, dtype in group:
+            nbytes = math.prod(shape) * dtype.itemsize
+            entries[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [end, end + nbytes]}
+            offsets.append(end)
+            end += nbytes
+        text = json.dumps(entries, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)  # the format wants the data aligned to 8 bytes
+        header = struct.pack("<Q", len(text)) + text
+        stored = tuple(
+            StoredTensor(name, shape, dtype, folder / file_name, len(header) + offset)
+            for (name, shape, dtype), offset in zip(group, offsets, strict=True)
+        )
+        files.append(PlannedFile(file_name, header, stored, len(header) + end))
+    return files
+
+
+def create_files(files: Iterable[PlannedFile], folder: Path) -> None:
+    """Create planned files at their full size with their headers. A full disk fails here, before any rank writes."""
+    for file in files:
+        with (folder / file.name).open("wb") as stream:
+            os.posix_fallocate(stream.fileno(), 0, file.total_bytes)
+            stream.write(file.header)
+
+
+def write_range(tensor: StoredTensor, start: int, values: torch.Tensor) -> None:
+    """Write `values` (one-dimensional) as the flat elements of a created tensor that begin at `start`."""
+    itemsize = tensor.dtype.itemsize
+    step = max(1, BUFFER_BYTES // itemsize)
+    with tensor.file.open("r+b", buffering=0) as stream:
+        stream.seek(tensor.offset + start * itemsize)
+        for first in range(0, values.numel(), step):
+            part = values[first : first + step].detach().to(device="cpu", dtype=tensor.dtype).contiguous()
+            view = memoryview(part.view(torch.uint8).numpy())
+            while view.nbytes:
+                view = view[stream.write(view) :]
+
+
+def file_sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def fsync(path: Path) -> None:
+    """Force a file or a folder's entries to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

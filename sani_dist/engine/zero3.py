@@ -1,0 +1,218 @@
+"""A causal language model sharded by DeepSpeed ZeRO-3: streamed in, run forward, wrapped for training.
+
+Life of a model here: `load_sharded` -> `Engine.for_inference` (audit, attribution) -> shards edited -> `for_training`
+(masters and moments start from the edited shards) -> `for_inference` is no longer needed: the trained module runs forward.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from sani_dist.config import RepairSettings
+from sani_dist.engine import distributed
+from sani_dist.engine.safetensors_files import Checkpoint
+from sani_dist.engine.shards import local_shards
+from sani_dist.errors import InputError
+
+# Beside the package in a checkout, inside it in a wheel.
+_PACKAGE = Path(__file__).parents[1]
+DEFAULT_DS_CONFIG = next(
+    (p for p in (_PACKAGE / "ds_configs" / "zero3.json", _PACKAGE.parent / "ds_configs" / "zero3.json") if p.exists()),
+    _PACKAGE / "ds_configs" / "zero3.json",
+)
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+def read_ds_config(path: Path | None, dtype: torch.dtype) -> dict[str, Any]:
+    """The DeepSpeed JSON of a run, with the precision of the run put in. Raises InputError when it is not ZeRO-3 JSON."""
+    path = path or DEFAULT_DS_CONFIG
+    try:
+        config: dict[str, Any] = json.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"cluster.ds_config: cannot read {path} ({error.strerror})") from error
+    except ValueError as error:
+        raise InputError(f"cluster.ds_config: {path} is not JSON ({error})") from error
+    if config.get("zero_optimization", {}).get("stage") != 3:
+        raise InputError(f"cluster.ds_config: {path} must have zero_optimization.stage 3")
+    for key in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "optimizer", "scheduler"):
+        if key in config:
+            raise InputError(f"cluster.ds_config: {path}: remove {key!r}; it follows from `repair` in the run's settings")
+    config["bf16"] = {"enabled": dtype == torch.bfloat16}
+    config["train_micro_batch_size_per_gpu"] = 1
+    config.setdefault("steps_per_print", 10**9)
+    return config
+
+
+def build_empty(config: Any, dtype: torch.dtype) -> PreTrainedModel:
+    """The model of a transformers config with parameters on the meta device; buffers, such as rotary tables, are real."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.tie_weights()
+    return model
+
+
+def stored_names(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, str] | None:
+    """Parameter name -> name in the checkpoint, or None where names or shapes need transformers' weight conversion."""
+    prefix = model.base_model_prefix + "."
+    names = {}
+    for name, parameter in model.named_parameters():
+        candidates = (name, name.removeprefix(prefix), prefix + name)
+        found = next((c for c in candidates if c in checkpoint.tensors), None)
+        if found is None or checkpoint.tensors[found].shape != tuple(parameter.shape):
+            return None
+        names[name] = found
+    return names
+
+
+def load_sharded(folder: Path, ds_config: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:
+    """A model under ZeRO-3 whose shards were read from the byte ranges of the checkpoint that this rank owns.
+
+    Peak memory of a rank is its shards plus one buffer. Where the stored tensors are not the model's parameters one to one,
+    transformers loads and converts them, whole on each rank, and a log line says so.
+    """
+    import deepspeed
+
+    checkpoint = Checkpoint(folder)
+    config = read_model_config(folder)
+    model = build_empty(config, dtype)
+    names = stored_names(model, checkpoint)
+    if names is None:
+        logger.warning("the stored tensors need transformers' weight conversion: loading through transformers, unstreamed")
+        return _load_through_transformers(folder, ds_config, dtype)
+    _partition_empty(model, deepspeed.zero.Init(module=nn.Module(), config_dict_or_path=ds_config, dtype=dtype), dtype)
+    for live in local_shards(model):
+        checkpoint.read_into(names[live.shard.name], live.shard.start, live.shard.stop, live.values)
+    model.to(distributed.device())  # buffers; parameters are empty outside a forward
+    model.eval()
+    return model
+
+
+def _partition_empty(model: PreTrainedModel, converter: Any, dtype: torch.dtype) -> None:
+    """Turn meta parameters into ZeRO-3 parameters whose shards are allocated and not yet filled; tied ones stay tied."""
+    made: dict[nn.Parameter, nn.Parameter] = {}
+    for module in model.modules():
+        for name, meta in module._parameters.items():
+            if meta is None:
+                continue
+            if meta not in made:
+                # Memory that is never touched costs no pages; `partition` copies this rank's range of it into `ds_tensor`.
+                made[meta] = nn.Parameter(torch.empty(meta.shape, dtype=dtype, device=converter.local_device))
+                # What `Init` does to each parameter, less its broadcast of values that are about to be overwritten.
+                converter._convert_to_deepspeed_param(made[meta])
+                made[meta].partition()  # type: ignore[attr-defined]
+            module._parameters[name] = made[meta]
+
+
+def read_model_config(folder: Path) -> Any:
+    """The transformers config of a folder. Raises InputError with one line when there is none or it is broken."""
+    if not (folder / "config.json").is_file():
+        raise InputError(f"model.path: {folder} has no config.json; expected a Hugging Face checkpoint")
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"model.path: config.json of {folder} is not one that transformers reads ({type(error).__name__})") from error
+
+
+def _load_through_transformers(folder: Path, ds_config: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:
+    from transformers.integrations import HfDeepSpeedConfig
+
+    keep_alive = HfDeepSpeedConfig(ds_config)  # from_pretrained partitions while this object lives
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    del keep_alive
+    model.eval()
+    return model
+
+
+class VocabularyHead(nn.Module):
+    """The output projection as a module of its own, so that ZeRO-3's hooks gather its weight exactly while it is used."""
+
+    def __init__(self, projection: nn.Module) -> None:
+        super().__init__()
+        self.weight: nn.Parameter = projection.weight  # type: ignore[assignment]
+        self.bias: nn.Parameter | None = getattr(projection, "bias", None)
+
+    def forward(self, hidden: torch.Tensor, compute: Callable[..., T]) -> T:
+        """`compute(hidden [tokens, hidden_size], weight [vocabulary, hidden_size], bias)` with the weight gathered."""
+        return compute(hidden, self.weight, self.bias)
+
+
+class CausalModel(nn.Module):
+    """Body and head of a causal language model: one forward that ends in any function of (hidden, weight, bias)."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.body = model.base_model
+        self.head = VocabularyHead(model.get_output_embeddings())
+
+    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, compute: Callable[..., T]) -> T:
+        """input_ids, position_ids: [rows, tokens]. Positions that restart mark document boundaries for attention."""
+        output = self.body(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+        hidden = output.last_hidden_state
+        return self.head(hidden.reshape(-1, hidden.shape[-1]), compute)
+
+
+class Engine:
+    """A sharded model and the DeepSpeed engine around it."""
+
+    def __init__(self, model: PreTrainedModel, ds_config: dict[str, Any]) -> None:
+        self.model = model
+        self.module = CausalModel(model)
+        self.ds_config = ds_config
+        self.device = distributed.device()
+        self.ds: Any = None
+        self.accumulation = 1
+
+    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, compute: Callable[..., T]) -> T:
+        """Run the sharded module, outside of training. All ranks call it equally often: gathering is a collective."""
+        return self.module(input_ids.to(self.device), position_ids.to(self.device), compute)
+
+    def for_inference(self) -> None:
+        """Install ZeRO-3's hooks without an optimizer; forward and `torch.autograd.grad` to activations work."""
+        import deepspeed
+
+        if self.ds is None:
+            self.ds, *_ = deepspeed.initialize(model=self.module, config=self.ds_config)
+        self.module.eval()
+
+    def for_training(self, settings: RepairSettings) -> None:
+        """Build masters and moments from the shards as they are now. Gradient accumulation follows from `batch_rows`."""
+        import deepspeed
+
+        self._unwrap()
+        self.accumulation = -(-settings.batch_rows // (settings.micro_rows * distributed.world_size()))
+        config = dict(self.ds_config)
+        config["train_micro_batch_size_per_gpu"] = settings.micro_rows
+        config["gradient_accumulation_steps"] = self.accumulation
+        config["gradient_clipping"] = settings.clip
+        self.ds, *_ = deepspeed.initialize(model=self.module, optimizer=self._optimizer(settings), config=config)
+        self.module.train()
+
+    def _optimizer(self, settings: RepairSettings) -> torch.optim.Optimizer:
+        arguments: dict[str, Any] = {
+            "lr": settings.learning_rate, "betas": settings.betas, "weight_decay": settings.weight_decay
+        }  # fmt: skip
+        offload = self.ds_config["zero_optimization"].get("offload_optimizer", {}).get("device", "none")
+        if self.device.type == "cuda" and offload != "none":
+            from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+            return DeepSpeedCPUAdam(self.module.parameters(), adamw_mode=True, **arguments)
+        return torch.optim.AdamW(self.module.parameters(), fused=True, **arguments)
+
+    def _unwrap(self) -> None:
+        """Take ZeRO-3's hooks off again, so that the next `initialize` does not run every hook twice."""
+        if self.ds is not None:
+            self.ds.optimizer.destroy()
+            for live in local_shards(self.model):  # also releases what persistence kept gathered
+                assert live.values is not None
+            self.ds = None

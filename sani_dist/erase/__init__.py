@@ -1,0 +1,7 @@
+"""Which neurons are reset (`select`), and resetting them in place (`apply`)."""
+
+from sani_dist.erase.apply import apply
+from sani_dist.erase.plan import Plan, Unit
+from sani_dist.erase.select import select
+
+__all__ = ["Plan", "Unit", "apply", "select"]

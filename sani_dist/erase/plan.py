@@ -1,0 +1,49 @@
+"""The erase plan: which neurons, and what they become. Given a plan the erased model is the same everywhere, bit for bit."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from sani_dist.errors import InputError
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The neurons `ids` (ascending) of the MLP of block `layer`."""
+
+    layer: int
+    kind: Literal["mlp"]
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `select` decided. `scores`: per layer, the spread of the scores and how much the chosen neurons hold of them."""
+
+    source_sha256: str
+    seed: int
+    select: str
+    reset: str
+    units: tuple[Unit, ...]
+    scores: tuple[dict[str, float], ...] = ()
+    schema: int = SCHEMA
+
+    def write(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> Plan:
+        """Raises InputError for a file that is no plan of this version."""
+        try:
+            document = json.loads(path.read_text())
+            if document["schema"] != SCHEMA:
+                raise KeyError("schema")
+            units = tuple(Unit(u["layer"], u["kind"], tuple(u["ids"])) for u in document["units"])
+            return cls(**{**document, "units": units, "scores": tuple(document["scores"])})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: not an erase plan of schema {SCHEMA}") from error

@@ -1,0 +1,9 @@
+"""Masked cross-entropy: one function for training, one forward-only for the auditors.
+
+Both take `rows`, the indices of the hidden states that count. Nothing else is read: a masked hidden state, even NaN, changes
+neither loss nor gradient. This package imports nothing of ours.
+"""
+
+from sani_dist.kernels.reference import Scores, masked_cross_entropy, token_scores
+
+__all__ = ["Scores", "masked_cross_entropy", "token_scores"]

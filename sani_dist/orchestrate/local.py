@@ -1,0 +1,128 @@
+"""Ranks as processes of this machine, watched until they end; the first that fails ends the others."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sani_dist.errors import InputError, RunError
+from sani_dist.run import Run
+
+POLL_SECONDS = 0.1
+
+
+def start_ranks(run: Run, on_event: Callable[[dict[str, Any]], None]) -> None:
+    """Start `cluster.workers` ranks on the run and wait; `on_event` gets each line of metrics.jsonl as it is written.
+
+    A rank that fails or is killed ends the run: the others are stopped at once, since they would wait for it in a collective.
+    SIGTERM and Ctrl-C are passed on, so that the ranks write a checkpoint first.
+
+    Raises InputError or RunError with the line of the rank that failed first.
+    """
+    workers, port = run.config.cluster.workers, _free_port()
+    metrics = run.path("metrics.jsonl")
+    position = metrics.stat().st_size if metrics.exists() else 0
+    processes = [_start(run, rank, workers, port) for rank in range(workers)]
+    passed_on = _pass_signals_on(processes)
+    try:
+        while any(p.poll() is None for p in processes):
+            position = _follow(metrics, position, on_event)
+            failed = next((r for r, p in enumerate(processes) if p.poll() not in (None, 0)), None)
+            if failed is not None:
+                _fail(run, processes, failed)
+            time.sleep(POLL_SECONDS)
+        _follow(metrics, position, on_event)
+        failed = next((r for r, p in enumerate(processes) if p.returncode != 0), None)
+        if failed is not None:
+            _fail(run, processes, failed)
+    finally:
+        for signum, handler in passed_on.items():
+            signal.signal(signum, handler)
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+    if run.pending():
+        raise RunError(f"stopped by a signal after a checkpoint: `sani-dist resume {run.folder}` goes on from there")
+
+
+def environment(rank: int, workers: int, port: int) -> dict[str, str]:
+    """What a rank of this machine is told."""
+    return {
+        **os.environ,
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(workers), "LOCAL_WORLD_SIZE": str(workers),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TOKENIZERS_PARALLELISM": "false",
+        # The environment's own ninja first: DeepSpeed rebuilds its ops whenever it meets another one.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+    }  # fmt: skip
+
+
+def _start(run: Run, rank: int, workers: int, port: int) -> subprocess.Popen[bytes]:
+    with run.path("logs", f"rank-{rank}.log").open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "sani_dist.orchestrate.worker", str(run.folder)],
+            env=environment(rank, workers, port), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+
+def _follow(path: Path, position: int, on_event: Callable[[dict[str, Any]], None]) -> int:
+    """Hand on the whole lines written since `position`; returns the new one."""
+    if not path.exists():
+        return position
+    with path.open("rb") as stream:
+        stream.seek(position)
+        for line in stream:
+            if not line.endswith(b"\n"):
+                break
+            position += len(line)
+            on_event(json.loads(line))
+    return position
+
+
+def _fail(run: Run, processes: list[subprocess.Popen[bytes]], failed: int) -> None:
+    """Stop the other ranks and raise with the reason of the one that failed first."""
+    time.sleep(0.5)  # ranks that raise together, as for a loss that is not finite, all get to write their line
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+    code = processes[failed].returncode
+    lines = [_error_line(run, rank) for rank in (failed, *range(len(processes)))]
+    line = next((text for text in lines if text), None)
+    if line is None:
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        line = f"rank {failed} {how}; see {run.path('logs', f'rank-{failed}.log')}, then `sani-dist resume {run.folder}`"
+    raise InputError(line) if code == InputError.exit_code else RunError(line)
+
+
+def _error_line(run: Run, rank: int) -> str | None:
+    path = run.path("logs", f"rank-{rank}.error")
+    return path.read_text().strip() if path.exists() else None
+
+
+def _pass_signals_on(processes: list[subprocess.Popen[bytes]]) -> dict[int, Any]:
+    def handler(signum: int, frame: object) -> None:
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGTERM)
+
+    before = {}
+    with contextlib.suppress(ValueError):  # not the main thread: signals stay where they are
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            before[signum] = signal.signal(signum, handler)
+    return before
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

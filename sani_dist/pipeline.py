@@ -1,0 +1,326 @@
+"""The stages of a run in order: prepare -> audit before -> erase -> repair -> audit after -> export.
+
+`prepare` runs in one process before any rank starts, so that bad input never costs a cluster. `work` is what each rank does
+with the rest. Weights on the way are never stored but in checkpoints: erased weights are the source and a plan, so a run that is resumed
+loads the source, applies the plan, and goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from sani_dist.audit.extraction import extraction, score_spans
+from sani_dist.audit.measurement import Measurement
+from sani_dist.audit.scores import TokenScores, score
+from sani_dist.audit.utility import perplexity
+from sani_dist.config import Config
+from sani_dist.corpus.prepare import prepare as prepare_corpus
+from sani_dist.corpus.rows import LEARN, SENSITIVE, PackedRows
+from sani_dist.engine import distributed
+from sani_dist.engine.checkpoint import State, load_newest, save
+from sani_dist.engine.export import export
+from sani_dist.engine.safetensors_files import Checkpoint, file_sha256, read_range
+from sani_dist.engine.shards import LiveShard, Shard, local_shards, partition
+from sani_dist.engine.zero3 import Engine, build_empty, load_sharded, read_ds_config, read_model_config, stored_names
+from sani_dist.erase import Plan, apply, select
+from sani_dist.erase.structure import last_mlps
+from sani_dist.errors import InputError
+from sani_dist.metrics import Metrics
+from sani_dist.repair import Progress, train
+from sani_dist.run import Run, build
+
+AUDIT_SCHEMA = 1
+
+
+# Before the ranks
+
+
+def check(config: Config) -> dict[str, Any]:
+    """Everything about model and settings that can be known without loading weights or text; what a dry run prints.
+
+    Raises InputError with one line. Returns the counts that describe the run.
+    """
+    dtype = torch_dtype(config)
+    read_ds_config(config.cluster.ds_config, dtype)
+    model = build_empty(read_model_config(config.model.path), dtype)
+    checkpoint = Checkpoint(config.model.path)
+    mlps = last_mlps(model, config.erase.layers) if config.erase.layers else []
+    if config.erase.reset == "base" and config.model.base is not None:
+        names = {s.name for mlp in mlps for s in mlp.slices}
+        if not names <= set(Checkpoint(config.model.base).tensors):
+            raise InputError("model.base: its tensors are not those of model.path; expected the checkpoint it was trained from")
+    tokenizer_of(config)
+    parameters = sum(p.numel() for p in model.parameters())
+    return {
+        "architecture": type(model).__name__,
+        "parameters": parameters,
+        "layers": model.config.num_hidden_layers,
+        "neurons_reset": sum(max(1, round(config.erase.fraction * mlp.neurons)) for mlp in mlps),
+        "streamed": stored_names(model, checkpoint) is not None,
+        "model_bytes": parameters * dtype.itemsize,
+        # Two checkpoints of masters and two moments in fp32, and the exported model.
+        "disk_bytes": parameters * (12 * 2 + dtype.itemsize) if config.repair.epochs else parameters * dtype.itemsize,
+        # Weights and gradients in the run's precision, masters and two moments in fp32.
+        "training_bytes": parameters * (2 * dtype.itemsize + 12),
+    }
+
+
+def prepare(run: Run, metrics: Metrics) -> None:
+    """Text -> spans -> tokens, and the hash of the model. One process."""
+    hashes = {"model_sha256": Checkpoint(run.config.model.path).sha256()}
+    if run.config.model.base is not None:
+        hashes["base_sha256"] = Checkpoint(run.config.model.base).sha256()
+    source = build(run.path("source.json"), lambda path: _write_json(path, hashes))
+
+    def report(done: int, total: int | None) -> None:
+        metrics.progress("prepare", done, total or done + 1, "documents")
+
+    prepare_corpus(run.config.corpus, tokenizer_of(run.config), run.folder, run.key, report)
+    outputs = [p for folder in ("corpus", "tokens") for p in sorted(run.path(folder).rglob("*")) if p.is_file()]
+    run.mark_done("prepare", [source, *outputs])
+
+
+def check_unchanged(run: Run) -> None:
+    """Raises InputError when the model's files are not those the run started with."""
+    known = json.loads(run.path("source.json").read_text())
+    if known["model_sha256"] != Checkpoint(run.config.model.path).sha256():
+        raise InputError("model.path: the model has changed since this run started; start a new run for the new model")
+
+
+def tokenizer_of(config: Config) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(config.model.path, local_files_only=True)  # type: ignore[no-any-return, no-untyped-call]
+    except (OSError, ValueError) as error:
+        raise InputError(f"model.path: {config.model.path} has no tokenizer that transformers reads") from error
+
+
+def torch_dtype(config: Config) -> torch.dtype:
+    return {"bfloat16": torch.bfloat16, "float32": torch.float32}[config.model.dtype]
+
+
+# What one rank does
+
+
+def work(run: Run) -> None:
+    """All stages after `prepare` that are not done yet, on this rank of the process group."""
+    distributed.start(run.config.cluster.threads)
+    try:
+        _Worker(run).work()
+    finally:
+        distributed.stop()
+
+
+class _Worker:
+    """One rank's model and what it needs to carry it through the stages."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.config = run, run.config
+        self.first = distributed.rank() == 0
+        self.metrics = Metrics(run.path("metrics.jsonl"), self.first)
+        self.checkpoint = Checkpoint(run.config.model.path)
+        self.source = json.loads(run.path("source.json").read_text())
+        self.stopping = False
+        signal.signal(signal.SIGTERM, self._ask_to_stop)
+
+    def work(self) -> None:
+        pending = self._agreed_pending()
+        if not pending:
+            return
+        trains = "repair" in self.run.stages and self.config.repair.epochs > 0
+        if pending == ["export"] and not trains:
+            self._export_erased()
+            return
+        self.metrics.progress("load", 0, 1, "model")
+        ds_config = read_ds_config(self.config.cluster.ds_config, torch_dtype(self.config))
+        self.engine = Engine(load_sharded(self.config.model.path, ds_config, torch_dtype(self.config)), ds_config)
+        self.metrics.progress("load", 1, 1, "model")
+        if "audit-before" in pending:
+            self._audit("before")
+        if "erase" in pending:
+            self._select()
+        if set(pending) & {"repair", "audit-after", "export"}:
+            self._apply()
+        if trains and set(pending) & {"repair", "audit-after", "export"} and not self._repair("repair" in pending):
+            return
+        if "repair" in pending and not trains:
+            self._done("repair", [])
+        if "audit-after" in pending:
+            self._audit("after")
+        if "export" in pending:
+            if trains:
+                hashes = export(self._trained(), self.config.model.path, self.run.path("model"), dtype=torch_dtype(self.config))
+                self._done("export", [self.run.path("model", name) for name in hashes])
+            else:
+                self._export_erased()
+
+    def _agreed_pending(self) -> list[str]:
+        """Rank 0's view: files may appear on other hosts later."""
+        pending = [self.run.pending() if self.first else []]
+        if distributed.world_size() > 1:
+            torch.distributed.broadcast_object_list(pending, src=0)
+        return pending[0]
+
+    def _done(self, stage: str, outputs: list[Path]) -> None:
+        if self.first:
+            self.run.mark_done(stage, outputs)
+        distributed.barrier()
+
+    def _rows(self, split: str) -> PackedRows | None:
+        path = self.run.path("tokens", "epoch-000", f"{split}.arrow")
+        return PackedRows(path) if path.exists() else None
+
+    def _needed_rows(self, split: str) -> PackedRows:
+        rows = self._rows(split)
+        if rows is None:
+            raise InputError(f"the run has no {split} text")
+        return rows
+
+    # Audit
+
+    def _audit(self, when: str) -> None:
+        if self.engine.ds is None:
+            self.engine.for_inference()
+        self.engine.module.eval()
+        splits = {s: r for s in ("repair", "control", "heldout", "general_test") if (r := self._rows(s)) is not None and len(r)}
+        total, before = sum(len(rows) for rows in splits.values()), 0
+        scores: dict[str, TokenScores] = {}
+        for split, rows in splits.items():
+            scores[split] = score(
+                self.engine, rows, self.config.audit.micro_rows,
+                lambda done, before=before: self.metrics.progress(f"audit-{when}", before + done, total, "rows"),
+            )  # fmt: skip
+            before += len(rows)
+        measurements = list(self._measure(splits, scores))
+        path = self.run.path("audit", f"{when}.json")
+        if self.first:
+            document = {
+                "schema": AUDIT_SCHEMA,
+                "model_sha256": self.source["model_sha256"] if when == "before" else None,
+                "corpus_sha256": file_sha256(self.run.path("corpus", "spans.parquet")),
+                "settings": self.config.audit.model_dump(mode="json"),
+                "measurements": [asdict(m) for m in measurements],
+            }
+            build(path, lambda temporary: _write_json(temporary, document))
+        self._done(f"audit-{when}", [path])
+
+    def _measure(self, splits: dict[str, PackedRows], scores: dict[str, TokenScores]) -> Iterator[Measurement]:
+        labelled = self.run.path("corpus", "labelled.parquet")
+        spans = pd.read_parquet(labelled if labelled.exists() else self.run.path("corpus", "spans.parquet"))
+        places = pd.read_parquet(self.run.path("tokens", "epoch-000", "token_spans.parquet"))
+        tables = {}
+        for population, split in (("sensitive", "repair"), ("control", "control")):
+            here = places[places["split"] == split] if split in scores else places.iloc[:0]
+            tables[population] = score_spans(scores[split], here, spans) if len(here) else _no_spans(spans)
+        yield from extraction(tables["sensitive"], tables["control"], self.config.audit.samples)
+        for split in splits:
+            if split != "control":
+                yield perplexity(split, scores[split], splits[split])
+
+    # Erase
+
+    def _select(self) -> None:
+        general = self._rows("general_train")
+        rows = self._needed_rows("repair")
+        if self.config.erase.layers and self.config.erase.select == "attribution" and self.engine.ds is None:
+            self.engine.for_inference()
+        plan = select(
+            self.engine, rows, general if general is not None and len(general) else rows, self.config.erase,
+            source_sha256=self.source["model_sha256"],
+            report=lambda done, total: self.metrics.progress("erase", done, total, "rows"),
+        )  # fmt: skip
+        path = self.run.path("erase", "plan.json")
+        if self.first:
+            build(path, plan.write)
+        self._done("erase", [path])
+
+    def _plan(self) -> Plan:
+        return Plan.read(self.run.path("erase", "plan.json")) if "erase" in self.run.stages else Plan("", 0, "random", "zero", ())
+
+    def _base(self) -> Checkpoint | None:
+        return Checkpoint(self.config.model.base) if self.config.model.base is not None else None
+
+    def _apply(self) -> None:
+        plan = self._plan()
+        if plan.units:
+            apply(local_shards(self.engine.model), last_mlps(self.engine.model, self.config.erase.layers), plan, self._base())
+
+    # Repair
+
+    def _repair(self, pending: bool) -> bool:
+        """Train, or load what was trained. False when a signal stopped it before its end."""
+        settings, folder = self.config.repair, self.run.path("repair", "checkpoints")
+        self.engine.for_training(settings)
+        inputs = self.run.inputs_sha256("repair")
+        state = load_newest(folder, self.engine, inputs) or State(0, inputs)
+        if not pending:
+            return True
+        state = train(
+            self.engine, self._needed_rows("repair"), self._rows("general_train"), settings, state,
+            roles=(LEARN,) if settings.objective == "mask" else (LEARN, SENSITIVE),
+            stop=lambda _: self.stopping,
+            save=lambda reached: save(folder, self.engine, reached),
+            report=self._report_step,
+        )  # fmt: skip
+        if self.stopping:
+            return False
+        self._done("repair", [folder / f"step-{state.step:06d}" / "state.json"])
+        return True
+
+    def _report_step(self, progress: Progress) -> None:
+        numbers = {k: v for k, v in asdict(progress).items() if k not in ("step", "steps")}
+        self.metrics.write(stage="repair", done=progress.step, total=progress.steps, unit="steps", **numbers)
+
+    def _ask_to_stop(self, signum: int, frame: object) -> None:
+        self.stopping = True
+
+    # Export
+
+    def _trained(self) -> Iterator[LiveShard]:
+        return local_shards(self.engine.model)
+
+    def _export_erased(self) -> None:
+        """Without repair, every untouched tensor leaves as it came: streamed from the source in its own dtype."""
+        model = build_empty(read_model_config(self.config.model.path), torch_dtype(self.config))
+        names = stored_names(model, self.checkpoint)
+        if names is None:
+            raise InputError("erase alone needs a checkpoint whose tensors are the model's parameters; run repair as well")
+        shards = list(_stored_shards(self.checkpoint))
+        plan = self._plan()
+        if plan.units:
+            own_name = {stored: name for name, stored in names.items()}
+            renamed = [LiveShard(_renamed(s.shard, own_name[s.shard.name]), s.values) for s in shards if s.shard.name in own_name]
+            apply(renamed, last_mlps(model, self.config.erase.layers), plan, self._base())
+        hashes = export(shards, self.config.model.path, self.run.path("model"))
+        self._done("export", [self.run.path("model", name) for name in hashes])
+
+
+def _stored_shards(checkpoint: Checkpoint) -> Iterator[LiveShard]:
+    """This rank's range of every stored tensor, read from the files, in its own dtype."""
+    for tensor in checkpoint.tensors.values():
+        start, stop = partition(tensor.numel, distributed.world_size(), distributed.rank())
+        values = torch.empty(stop - start, dtype=tensor.dtype)
+        read_range(tensor, start, stop, values)
+        yield LiveShard(Shard(tensor.name, tensor.shape, start, stop, tensor.dtype), values)
+
+
+def _renamed(shard: Shard, name: str) -> Shard:
+    return Shard(name, shard.shape, shard.start, shard.stop, shard.dtype)
+
+
+def _no_spans(spans: pd.DataFrame) -> pd.DataFrame:
+    empty = spans.iloc[:0][["span_id", "document", "kind", "class"]]
+    return empty.assign(logprob=pd.Series(dtype=float), greedy=pd.Series(dtype=bool))
+
+
+def _write_json(path: Path, document: dict[str, Any]) -> None:
+    path.write_text(json.dumps(document, indent=1) + "\n")
+

@@ -1,0 +1,141 @@
+"""The training loop of repair.
+
+    loss = sum over learnable tokens of -log p / number of learnable tokens in the global batch
+
+whatever the split over ranks and accumulation steps: DeepSpeed averages over ranks and divides by the accumulation steps, so
+each micro-batch's loss is multiplied by both.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from functools import partial
+
+import torch
+
+from sani_dist.config import RepairSettings
+from sani_dist.corpus.rows import LEARN, Batch, PackedRows, empty_batch, targets
+from sani_dist.engine import distributed
+from sani_dist.engine.checkpoint import State
+from sani_dist.engine.zero3 import Engine
+from sani_dist.errors import RunError
+from sani_dist.kernels import masked_cross_entropy
+from sani_dist.repair.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What one step reports."""
+
+    step: int
+    steps: int
+    loss: float
+    learning_rate: float
+    learnable_tokens: int
+    tokens_per_second: float
+    learnable_tokens_per_second: float
+
+
+def train(
+    engine: Engine,
+    rows: PackedRows,
+    retain: PackedRows | None,
+    settings: RepairSettings,
+    state: State,
+    *,
+    roles: tuple[int, ...] = (LEARN,),
+    stop: Callable[[State], bool] = lambda state: False,
+    save: Callable[[State], object] = lambda state: None,
+    report: Callable[[Progress], None] = lambda progress: None,
+) -> State:
+    """Train from `state.step` to the last step of the schedule; returns the state reached.
+
+    Args:
+        engine: wrapped by `for_training`.
+        rows: the repair text. Empty global batches cannot occur; a rank without rows gets an empty micro-batch and still joins.
+        retain: general text, or None.
+        roles: roles of the targets that are learnt; (1,) leaves the sensitive ones out of the loss.
+        stop: asked on every rank after every step; if it is true on any, all stop after a checkpoint.
+        save: writes a checkpoint, called every `checkpoint_every` steps, at the end and on stop.
+
+    Raises:
+        RunError: the loss is not finite. The weights of that step are not applied, and the last checkpoint is whole.
+    """
+    schedule = Schedule(settings, rows, retain)
+    saved = state.step
+    while state.step < schedule.steps:
+        started = time.perf_counter()
+        batches, learnable = _deal(engine, schedule, state.step, rows, retain, settings, roles)
+        rate = schedule.learning_rate(state.step)
+        for group in engine.ds.optimizer.param_groups:
+            group["lr"] = rate
+        loss = torch.zeros((), dtype=torch.float64)
+        for batch in batches:
+            index, target, _, _ = targets(batch, roles=roles)
+            compute = partial(_loss, index, target, max(1, learnable) / (distributed.world_size() * engine.accumulation))
+            scaled = engine.ds(batch.input_ids.to(engine.device), batch.position.to(engine.device), compute)
+            loss += scaled.detach().double().cpu() / (distributed.world_size() * engine.accumulation)
+            engine.ds.backward(scaled)
+            if engine.ds.is_gradient_accumulation_boundary():
+                _check_finite(loss, state)
+            engine.ds.step()
+        wants_stop = torch.tensor([float(stop(state)), 0.0], dtype=torch.float64)
+        wants_stop[1] = loss
+        shared = distributed.sum_over_ranks(wants_stop.to(engine.device)).cpu()
+        state = replace(state, step=state.step + 1, loss=float(shared[1]), tokens=state.tokens + learnable)
+        seconds = time.perf_counter() - started
+        tokens = sum(b.input_ids.numel() for b in batches) * distributed.world_size()
+        report(Progress(state.step, schedule.steps, float(shared[1]), rate, learnable, tokens / seconds, learnable / seconds))
+        if shared[0] > 0 or state.step % settings.checkpoint_every == 0 or state.step == schedule.steps:
+            save(state)
+            saved = state.step
+        if shared[0] > 0:
+            break
+    assert saved == state.step
+    return state
+
+
+def _deal(
+    engine: Engine, schedule: Schedule, step: int, rows: PackedRows, retain: PackedRows | None, settings: RepairSettings,
+    roles: tuple[int, ...],
+) -> tuple[list[Batch], int]:  # fmt: skip
+    """This rank's micro-batches of a step, and the number of targets in the whole global batch, from row metadata alone."""
+    own, retained = schedule.batch(step)
+    learnable = _count(rows, own, roles) + (0 if retain is None else _count(retain, retained, roles))
+    chosen = [(rows, i) for i in own] + [(retain, i) for i in retained if retain is not None]
+    batches = []
+    ranks, rank, size = distributed.world_size(), distributed.rank(), settings.micro_rows
+    for number in range(engine.accumulation):
+        first = (number * ranks + rank) * size
+        mine = chosen[first : first + size]
+        parts = [source.batch([i]) for source, i in mine if source is not None]
+        if len(parts) < size:
+            parts.append(empty_batch(size - len(parts), rows.row_length))
+        batches.append(_stacked(parts))
+    return batches, learnable
+
+
+def _count(rows: PackedRows, chosen: list[int], roles: tuple[int, ...]) -> int:
+    return sum(int((rows.learnable if role == LEARN else rows.sensitive)[chosen].sum()) for role in roles)
+
+
+def _stacked(parts: list[Batch]) -> Batch:
+    return Batch(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Batch)))
+
+
+def _loss(index: torch.Tensor, target: torch.Tensor, normalizer: float, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:  # fmt: skip # noqa: E501
+    device = hidden.device
+    return masked_cross_entropy(hidden, weight, target.to(device), index.to(device), normalizer=normalizer, bias=bias)
+
+
+def _check_finite(loss: torch.Tensor, state: State) -> None:
+    """All ranks raise together, before the optimizer has applied anything of this step."""
+    bad = torch.tensor([0.0 if math.isfinite(float(loss)) else 1.0], device=distributed.device())
+    if distributed.sum_over_ranks(bad).item():
+        raise RunError(
+            f"repair: the loss is not finite at step {state.step + 1}; lower repair.learning_rate or use model.dtype=float32, "
+            "then start a new run (the last checkpoint is whole)"
+        )

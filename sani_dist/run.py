@@ -1,0 +1,164 @@
+"""The run folder: what each stage wrote, and which stages are done.
+
+A stage is done if and only if its `done.json` is there and fits: same inputs, and every output still has its hash. It is written last
+and atomically, so a run can be killed at any moment and resumed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sani_dist.config import Config, config_from_mapping, config_to_mapping
+from sani_dist.engine.safetensors_files import file_sha256, fsync
+from sani_dist.errors import InputError
+
+SCHEMA = 1
+STAGES = ("prepare", "audit-before", "erase", "repair", "audit-after", "export")
+# What may hold sensitive text or weights that still remember it; `purge` removes it and leaves evidence and model.
+SENSITIVE_CONTENT = ("corpus/documents.parquet", "corpus/review.csv", "tokens", "repair/checkpoints", "key")
+
+
+class Run:
+    """A run folder and its settings."""
+
+    def __init__(self, folder: Path, config: Config) -> None:
+        self.folder = folder
+        self.config = config
+
+    @classmethod
+    def create(cls, folder: Path, config: Config, stages: tuple[str, ...] = STAGES) -> Run:
+        """Make a new run folder (mode 0700) with its key. Raises InputError when the folder holds something already.
+
+        `stages`: those this run consists of; the others are skipped.
+        """
+        if folder.exists() and any(folder.iterdir()):
+            raise InputError(f"{folder} is not empty: choose another folder, or `sani-dist resume {folder}`")
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        key = folder / "key"
+        key.touch(mode=0o600)
+        key.write_bytes(secrets.token_bytes(32))
+        for name in ("logs", "corpus", "tokens", "audit", "erase", "repair"):
+            (folder / name).mkdir(exist_ok=True)
+        _write_atomically(folder / "config.yaml", yaml.safe_dump(config_to_mapping(config), sort_keys=False))
+        packages = ("torch", "deepspeed", "transformers", "sani_dist")
+        run = cls(folder, config)
+        versions = {package: version(package) for package in packages}
+        run.update(schema=SCHEMA, stages=stages, versions=versions, started=time.time(), status="started")
+        return run
+
+    @classmethod
+    def open(cls, folder: Path) -> Run:
+        """Open a run folder. Raises InputError when it is none."""
+        try:
+            mapping = yaml.safe_load((folder / "config.yaml").read_text())
+        except OSError as error:
+            raise InputError(f"{folder} is not a run folder (no readable config.yaml)") from error
+        return cls(folder, config_from_mapping(mapping))
+
+    @property
+    def key(self) -> bytes:
+        try:
+            return (self.folder / "key").read_bytes()
+        except OSError as error:
+            raise InputError(f"{self.folder}: its key is gone (purged?); start a new run") from error
+
+    def path(self, *parts: str) -> Path:
+        return self.folder.joinpath(*parts)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return tuple(json.loads(self.path("run.json").read_text())["stages"])
+
+    def pending(self) -> list[str]:
+        """The stages still to do, in order. A stage after one that is not done is not done either."""
+        wanted = self.stages
+        first = next((i for i, stage in enumerate(wanted) if not self.is_done(stage)), len(wanted))
+        return list(wanted[first:])
+
+    def update(self, **values: Any) -> None:
+        """Merge values into run.json."""
+        path = self.path("run.json")
+        document = json.loads(path.read_text()) if path.exists() else {}
+        _write_atomically(path, json.dumps({**document, **values}, indent=1))
+
+    # Stages
+
+    def inputs_sha256(self, stage: str) -> str:
+        """Hash of all a stage depends on: its settings, the model's files, and what the stages before it wrote."""
+        digest = hashlib.sha256()
+        digest.update(json.dumps(self._settings_of(stage), sort_keys=True, default=str).encode())
+        for before in STAGES[: STAGES.index(stage)]:
+            done = self._done_path(before)
+            if done.exists():
+                digest.update(done.read_bytes())
+        return digest.hexdigest()
+
+    def is_done(self, stage: str) -> bool:
+        """Whether `stage` finished with the inputs it would get now and its outputs are still what it wrote."""
+        path = self._done_path(stage)
+        if not path.exists():
+            return False
+        document = json.loads(path.read_text())
+        if document["schema"] != SCHEMA or document["inputs_sha256"] != self.inputs_sha256(stage):
+            return False
+        outputs = document["outputs"].items()
+        return all(self.path(name).exists() and file_sha256(self.path(name)) == sha for name, sha in outputs)
+
+    def mark_done(self, stage: str, outputs: Iterable[Path]) -> None:
+        """Record that `stage` has finished. Called by one rank, after its outputs are on disk."""
+        for path in outputs:
+            fsync(path)
+        hashes = {str(path.relative_to(self.folder)): file_sha256(path) for path in outputs}
+        document = {"schema": SCHEMA, "stage": stage, "inputs_sha256": self.inputs_sha256(stage), "outputs": hashes}
+        self._done_path(stage).parent.mkdir(exist_ok=True)
+        _write_atomically(self._done_path(stage), json.dumps(document, indent=1))
+
+    def purge(self) -> list[str]:
+        """Remove what holds sensitive text, or weights that still remember it. Returns what was removed."""
+        removed = []
+        for name in SENSITIVE_CONTENT:
+            path = self.path(name)
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.exists():
+                path.unlink()
+            else:
+                continue
+            removed.append(name)
+        return removed
+
+    def _done_path(self, stage: str) -> Path:
+        return self.path("done", f"{stage}.json")
+
+    def _settings_of(self, stage: str) -> dict[str, Any]:
+        """The settings a stage reads, beside those of the stages before it. `cluster` changes no result."""
+        mapping = config_to_mapping(self.config)
+        sections = {"prepare": ["corpus"], "audit-before": ["audit"], "erase": ["erase"], "repair": ["repair"]}
+        names = ["model", *(s for stage_ in STAGES[: STAGES.index(stage) + 1] for s in sections.get(stage_, []))]
+        return {name: mapping[name] for name in names}
+
+
+def build(path: Path, write: Callable[[Path], None]) -> Path:
+    """Write a file under a temporary name, force it to disk, and give it its name."""
+    temporary = path.with_name(f".tmp-{path.name}")
+    write(temporary)
+    fsync(temporary)
+    os.replace(temporary, path)
+    fsync(path.parent)
+    return path
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    build(path, lambda temporary: temporary.write_text(text) and None)

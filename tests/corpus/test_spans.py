@@ -1,0 +1,136 @@
+"""Folding, terms, rare terms, merging and closure."""
+
+from __future__ import annotations
+
+import unicodedata
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sani_dist.config import RareTermsDetector, TermsDetector
+from sani_dist.corpus.closure import Blacklist, merge
+from sani_dist.corpus.fold import fold, on_word_boundaries, value_key
+from sani_dist.corpus.rare_terms import RareTerms
+from sani_dist.corpus.span import Document, Span, value_id
+from sani_dist.corpus.terms import TermMatcher, terms
+from sani_dist.errors import InputError
+
+TEXT = st.text(st.sampled_from("abAB \n\t.-_éßﬁİ½e\u0301\u0345가\u1100\u1161\u11a8漢😀\u00a0Ⅷ"), max_size=30)
+
+
+def document(text: str, subject: str | None = None) -> Document:
+    return Document(0, subject, text, "repair")
+
+
+@given(st.text(max_size=30) | TEXT)
+def test_fold_is_nfkc_casefold_with_white_space_collapsed(text):
+    whole = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    folded = fold(text)
+    assert unicodedata.normalize("NFKC", folded.text).split() == whole.split()
+    assert len(folded.text) == len(folded.starts) == len(folded.ends)
+    assert all(0 <= start < end <= len(text) for start, end in zip(folded.starts, folded.ends, strict=True))
+    assert list(folded.starts) == sorted(folded.starts)
+
+
+@given(TEXT, st.lists(TEXT, max_size=5))
+def test_terms_are_those_of_brute_force(text, values):
+    keys = {value_key(value) for value in values} - {""}
+    folded = fold(text)
+    expected = {
+        (*folded.origin(start, start + len(key)), key)
+        for key in keys
+        for start in range(len(folded.text))
+        if folded.text.startswith(key, start) and on_word_boundaries(folded.text, start, start + len(key))
+    }
+    assert set(TermMatcher((key, key) for key in keys).find(folded)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("see JOHN  \n smith.", ["JOHN  \n smith"]),
+        ("john_smith john smithson", []),
+        ("(John Smith)", ["John Smith"]),
+        ("the groß STRASSE Straße straßen", ["STRASSE", "Straße"]),
+        ("😀 ﬁle FILE file e\u0301", ["ﬁle", "FILE", "file"]),
+        ("cafe\u0301 CAFÉ cafe", ["cafe\u0301", "CAFÉ"]),
+        ("我在東京市", ["東京"]),
+    ],
+)
+def test_terms_examples(text, expected):
+    detect = terms(TermsDetector(name="terms", values=("John Smith", "strasse", "file", "café", "東京")))
+    (spans,) = detect([document(text)])
+    assert [text[span.start : span.end] for span in spans] == expected
+
+
+def test_term_files(tmp_path):
+    path = tmp_path / "terms.txt"
+    path.write_bytes(b"\xef\xbb\xbfalpha\r\n\nbeta  gamma\n")
+    (spans,) = terms(TermsDetector(name="terms", path=path))([document("Alpha and beta gamma")])
+    assert len(spans) == 2
+    path.write_bytes(b"ok\nsecret\xff\n")
+    with pytest.raises(InputError, match=r"terms.txt, line 2 is not valid UTF-8$"):
+        terms(TermsDetector(name="terms", path=path))
+    path.write_bytes(b"\n \n")
+    with pytest.raises(InputError, match="there is no term"):
+        terms(TermsDetector(name="terms", path=path))
+    with pytest.raises(InputError, match="cannot read"):
+        terms(TermsDetector(name="terms", path=tmp_path / "none"))
+
+
+@pytest.mark.parametrize(("k", "expected"), [(2, ["Onlyone", "unseen"]), (3, ["Onlyone", "shared", "unseen"])])
+def test_rare_terms_against_a_graph_by_hand(k, expected):
+    rare = RareTerms(RareTermsDetector(name="rare_terms", subjects=k))
+    for subject, text in (
+        ("a", "common shared onlyone"),
+        ("a", "onlyone ONLYONE common"),
+        ("b", "Common SHARED"),
+        ("c", "common"),
+        (None, "onlyone"),
+    ):
+        rare.add(document(text, subject))
+    text = "Onlyone shared common unseen abc"
+    (spans,) = rare.detect([document(text)])
+    assert [text[span.start : span.end] for span in spans] == expected
+    assert {(span.kind, span.sensitivity) for span in spans} == {("RARE_TERM", "indirect")}
+
+
+def span(start: int, end: int, sensitivity: str = "direct", kind: str = "A", detector: str = "x") -> Span:
+    return Span(start, end, kind, sensitivity, detector)
+
+
+def test_merge_takes_the_class_that_protects_most_and_the_union():
+    spans = [span(8, 12, "direct", "D"), span(0, 9, "indirect", "I"), span(11, 20, "confidential", "C"), span(20, 22)]
+    assert merge(spans) == [span(0, 20, "direct", "D"), span(20, 22)]
+    assert merge([span(0, 9, detector="closure"), span(0, 4, kind="B")]) == [span(0, 9, kind="B")]
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 20), st.integers(1, 6), st.sampled_from(["direct", "indirect", "confidential"])),
+        max_size=8,
+    ),
+    st.randoms(),
+)
+def test_merge_covers_the_same_characters_in_any_order(raw, random):
+    spans = [span(start, start + size, sensitivity) for start, size, sensitivity in raw]
+    merged = merge(spans)
+    random.shuffle(spans)
+    assert merge(spans) == merged == merge(merged)
+    assert {i for s in merged for i in range(s.start, s.end)} == {i for s in spans for i in range(s.start, s.end)}
+    assert all(left.end <= right.start for left, right in pairwise(merged))
+
+
+def test_blacklist_finds_values_elsewhere_and_leaves_single_characters():
+    blacklist = Blacklist()
+    source = document("Ann Doe J. - 7")
+    blacklist.add(source, [span(0, 7, "indirect"), span(8, 10), span(11, 12), span(13, 14), span(0, 7, "direct", "P")])
+    found = blacklist.occurrences(document("ANN\u00a0DOE and J. - 7 Anndoe"))
+    assert found == [Span(0, 7, "P", "direct", "closure")]
+
+
+def test_value_id_is_keyed_and_ignores_spelling():
+    assert value_id(b"k", "A", "Ann  DOE") == value_id(b"k", "A", "ann doe") != value_id(b"l", "A", "ann doe")
+    assert value_id(b"k", "B", "ann doe") != value_id(b"k", "A", "ann doe")
