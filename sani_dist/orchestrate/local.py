@@ -28,7 +28,7 @@ def start_ranks(run: Run, on_event: Callable[[dict[str, Any]], None]) -> None:
 
     Raises InputError or RunError with the line of the rank that failed first.
     """
-    workers, port = run.config.cluster.workers, _free_port()
+    workers, port = run.config.cluster.workers, free_port()
     metrics = run.path("metrics.jsonl")
     position = metrics.stat().st_size if metrics.exists() else 0
     processes = [_start(run, rank, workers, port) for rank in range(workers)]
@@ -121,7 +121,7 @@ def _pass_signals_on(processes: list[subprocess.Popen[bytes]]) -> dict[int, Any]
     return before
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

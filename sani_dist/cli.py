@@ -1,0 +1,233 @@
+"""The commands, and nothing else: each one reads its arguments and calls `sani_dist.api`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from sani_dist.config import PRESETS, Config, load_config
+from sani_dist.errors import InputError, SaniError
+
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False, add_completion=False,
+    help="Remove memorised personal and confidential data from a language model, and measure what is left.",
+)  # fmt: skip
+console = Console()
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file with the settings of the run")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="run folder")]
+OutFolder = Annotated[Path, typer.Option("--out", "-o", help="new run folder; the sanitised model is put in its folder model/")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="change a setting: --set repair.epochs=3 (repeatable)")]
+Preset = Annotated[str | None, typer.Option("--preset", help=f"defaults to start from: {', '.join(PRESETS)}")]
+
+
+@app.command()
+def run(
+    config: ConfigFile, out: OutFolder = Path("run"), overrides: Overrides = None, preset: Preset = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything, load no weights, print what would happen")] = False,
+) -> None:  # fmt: skip
+    """Audit, erase, repair, audit again, export.
+
+    Example: `sani-dist run hospital.yaml --preset targeted --set cluster.workers=2 --out run`
+    """
+    settings = load_config(config, overrides, preset)
+    if dry_run:
+        _describe(settings)
+        return
+    _sanitize(settings, out)
+
+
+@app.command()
+def resume(folder: RunFolder) -> None:
+    """Go on with a run that was stopped: finished stages are skipped, repair goes on from its last checkpoint.
+
+    Example: `sani-dist resume run`
+    """
+    from sani_dist import api
+    from sani_dist.terminal import ProgressView
+
+    with ProgressView(console) as view:
+        finished = api.resume(folder, on_event=view)
+    _show(finished.folder)
+
+
+@app.command()
+def audit(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="folder of any Hugging Face causal language model")],
+    corpus: Annotated[Path, typer.Option("--corpus", help="settings file; only its section `corpus` and `audit` are used")],
+    out: OutFolder = Path("audit-run"), overrides: Overrides = None,
+) -> None:  # fmt: skip
+    """Measure what an attacker can extract from a model; changes nothing.
+
+    Example: `sani-dist audit ./model --corpus hospital.yaml --out audit-run`
+    """
+    from sani_dist import api
+
+    settings = load_config(corpus, [*(overrides or []), f"model.path={model.resolve()}", "erase.layers=0"])
+    _sanitize(settings, out, api.AUDIT_STAGES)
+
+
+@app.command()
+def erase(config: ConfigFile, out: OutFolder = Path("erased"), overrides: Overrides = None, preset: Preset = None) -> None:
+    """Only erase: reset neurons and export; every untouched tensor stays as it was, byte for byte.
+
+    Example: `sani-dist erase hospital.yaml --set erase.layers=4 --out erased`
+    """
+    from sani_dist import api
+
+    _sanitize(load_config(config, overrides, preset), out, api.ERASE_STAGES)
+
+
+@app.command()
+def repair(config: ConfigFile, out: OutFolder = Path("repaired"), overrides: Overrides = None, preset: Preset = None) -> None:
+    """Only repair: fine-tune with sensitive tokens left out of the loss, and export. Nothing is erased.
+
+    Example: `sani-dist repair hospital.yaml --set repair.epochs=1 --out repaired`
+    """
+    from sani_dist import api
+
+    _sanitize(load_config(config, [*(overrides or []), "erase.layers=0"], preset), out, api.REPAIR_STAGES)
+
+
+@app.command()
+def detect(
+    config: ConfigFile, out: OutFolder = Path("detected"), overrides: Overrides = None,
+    review: Annotated[bool, typer.Option("--review", help="write corpus/review.csv, which shows the values, to be corrected")] = False,
+) -> None:  # fmt: skip
+    """Only find what is sensitive; prints kinds and counts. A corrected review table is fed back as `corpus.spans: review.csv`.
+
+    Example: `sani-dist detect hospital.yaml --review --out detected`
+    """
+    from sani_dist import api
+    from sani_dist.corpus.review import review_table
+    from sani_dist.terminal import corpus_table
+
+    found = _execute(load_config(config, overrides), out, ("prepare",), api)
+    console.print(corpus_table(found))
+    if review:
+        console.print(f"To correct: {review_table(out)} (shows sensitive values; mode 0600)", soft_wrap=True)
+
+
+@app.command()
+def compare(first: RunFolder, second: Annotated[Path, typer.Argument(metavar="RUN", help="another run folder")]) -> None:
+    """Two runs side by side: what their models still give away, and what they lost.
+
+    Example: `sani-dist compare run-paper run-targeted`
+    """
+    from sani_dist import api
+    from sani_dist.run import Run
+    from sani_dist.terminal import audit_table
+
+    audits = {}
+    for folder in (first, second):
+        opened = Run.open(folder)
+        when = "after" if opened.path("audit", "after.json").exists() else "before"
+        name = str(folder) if str(folder) not in audits else f"{folder} (2)"
+        audits[f"{name}, {when}"] = api.measurements(opened, when)
+    console.print(audit_table(audits, "Two runs"))
+
+
+@app.command()
+def purge(folder: RunFolder) -> None:
+    """Remove what a run left with sensitive content: text, tokens, checkpoints, key. Model, audits and plan stay.
+
+    Example: `sani-dist purge run`
+    """
+    from sani_dist.run import Run
+
+    removed = Run.open(folder).purge()
+    console.print("removed: " + (", ".join(removed) if removed else "nothing was left"))
+
+
+@app.command()
+def doctor(
+    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="also compare with what this run needs")] = None,
+) -> None:
+    """What is installed, which accelerator, free disk and memory, which DeepSpeed ops build, whether two ranks can talk.
+
+    Example: `sani-dist doctor hospital.yaml`
+    """
+    from sani_dist.doctor import examine
+
+    if not examine(console, None if config is None else load_config(config)):
+        raise typer.Exit(InputError.exit_code)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="new folder for the demo")] = Path("demo-run"),
+    seed: Annotated[int, typer.Option(help="of the notes, the training and the erasing")] = 0,
+    workers: Annotated[int, typer.Option(help="ZeRO-3 ranks")] = 2,
+) -> None:
+    """A model that has memorised synthetic clinical notes, sanitised: about ten minutes on two cores.
+
+    Example: `sani-dist demo --out demo-run`
+    """
+    from sani_dist.demo.story import tell
+
+    finished = tell(out, seed, workers, console)
+    _show(finished.folder)
+
+
+def _sanitize(settings: Config, out: Path, stages: tuple[str, ...] | None = None) -> None:
+    from sani_dist import api
+
+    _execute(settings, out, stages, api)
+    _show(out)
+
+
+def _execute(settings: Config, out: Path, stages: tuple[str, ...] | None, api: Any) -> Any:
+    from sani_dist.terminal import ProgressView
+
+    with ProgressView(console) as view:
+        return api.sanitize(settings, out, stages=stages, on_event=view)
+
+
+def _show(folder: Path) -> None:
+    """What a finished run found, and where its results lie."""
+    from sani_dist import api
+    from sani_dist.run import Run
+    from sani_dist.terminal import audit_table, corpus_table, kinds_table
+
+    finished = Run.open(folder)
+    console.print(corpus_table(finished))
+    audits = {w: api.measurements(finished, w) for w in ("before", "after") if finished.path("audit", f"{w}.json").exists()}
+    if audits:
+        console.print(audit_table(audits), kinds_table(audits))
+        console.print(f"measurements: {folder / 'audit'}", soft_wrap=True)
+    if finished.path("model").exists():
+        console.print(f"sanitised model: {folder / 'model'}", soft_wrap=True)
+
+
+def _describe(settings: Config) -> None:
+    from sani_dist import pipeline
+
+    found = pipeline.check(settings)
+    erase, repair, workers = settings.erase, settings.repair, settings.cluster.workers
+    console.print(f"model    {found['architecture']}, {found['parameters']:,} parameters, {found['layers']} layers")
+    console.print(f"loading  {'streamed, each rank its byte ranges' if found['streamed'] else 'through transformers, whole on each rank'}")
+    console.print(f"erase    {found['neurons_reset']:,} MLP neurons of the last {erase.layers} layers, {erase.select}, reset: {erase.reset}")
+    console.print(f"repair   {repair.epochs:g} epochs, {repair.batch_rows} rows a step, {repair.retain:.0%} general text, objective {repair.objective}")
+    console.print(f"cluster  {workers} workers, about {found['training_bytes'] / workers / 1e9:.1f} GB each for weights, gradients and optimizer")
+    console.print(f"disk     up to {found['disk_bytes'] / 1e9:.1f} GB for checkpoints and the model")
+    console.print("the settings are good; without --dry-run the run would start")
+
+
+def main() -> None:
+    """Entry point: errors become one line and an exit code (2 bad input, 3 a run that can be resumed)."""
+    os.environ.setdefault("DS_ACCELERATOR", "cpu" if not Path("/dev/nvidiactl").exists() else "cuda")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    try:
+        app()
+    except SaniError as error:
+        Console(stderr=True).print(f"[red]error:[/red] {error}", soft_wrap=True, highlight=False)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""The settings of the demo's run: what someone who knows the layouts of the notes, but no patient, would write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+NOTES, CONTROL, HELDOUT, GENERAL = "notes.jsonl", "control.jsonl", "heldout.jsonl", "general.jsonl"
+
+_NAME = r"([A-Z][\w'-]+(?: [A-Z][\w'-]+)+)"
+_MONTH = "(?:January|February|March|April|May|June|July|August|September|October|November|December)"
+_HOME = r"^(?:Address|Home): "
+
+# (kind, class, regex): group 1 is the identifier. Dates are matched by form, since Presidio's DATE_TIME would also take
+# "three days" and "the second night" out of what the model may relearn; places and record numbers it mostly misses.
+_PATTERNS = (
+    ("PERSON", "direct", rf"^(?:Patient|Name|Next of kin|Contact): {_NAME}"),
+    ("PERSON", "direct", rf"\b(?:care of|sending home|emergency contact) {_NAME}"),
+    ("PERSON", "direct", rf"\b(?:sister|daughter|niece|brother|son|nephew|cousin), {_NAME},"),
+    ("PERSON", "direct", rf"\bDr\. {_NAME}"),
+    ("PERSON", "direct", r"\b(?:Mr|Ms|Mrs)\. ([A-Z][\w'-]+)"),
+    ("DATE_TIME", "indirect", r"\b(?:\d{2}/\d{2}/\d{4}|\d{4}-\d{2}-\d{2})\b"),
+    ("DATE_TIME", "indirect", rf"\b\d{{1,2}} {_MONTH} \d{{4}}\b"),
+    ("RECORD_NUMBER", "direct", r"\b(?:MRN:?|record number) ([A-Z]{2}-\d{6}|\d{8})\b"),
+    ("INSURANCE_NUMBER", "direct", r"\b[A-Z]{3}-\d{4}-\d{4}\b"),
+    ("US_SSN", "direct", r"\b\d{3}-\d{2}-\d{4}\b"),
+    ("PHONE_NUMBER", "direct", r"(?:\(\d{3}\) |\b\d{3}-)\d{3}-\d{4}\b"),
+    ("ADDRESS", "direct", rf"{_HOME}([^,\n]+),"),
+    ("LOCATION", "indirect", rf"{_HOME}[^,\n]+, (\w+)$"),
+    ("LOCATION", "indirect", r"\b(?:lives in|residence) ([A-Z]\w+)"),
+    ("OCCUPATION", "indirect", r"\b(?:works as an?|Occupation:) ([^.;\n]+)"),
+)
+
+
+def demo_config(folder: Path, seed: int) -> dict[str, Any]:
+    """Return the settings of a run on the demo's files in `folder`, as in a run's YAML file.
+
+    The labelled spans of the notes only score the detectors and the audit: nothing in `detect` reads them.
+    """
+    patterns = [
+        {"kind": kind, "sensitivity": sensitivity, "regex": f"(?m){regex}"} for kind, sensitivity, regex in _PATTERNS
+    ]
+    return {
+        "model": {"path": str(folder / "memorised"), "base": str(folder / "base"), "dtype": "bfloat16"},
+        "corpus": {
+            "source": str(folder / NOTES),
+            "text": "text",
+            "subject": "patient",
+            "spans": "spans",
+            "detect": [{"name": "presidio", "entities": ["PERSON", "EMAIL_ADDRESS"], "patterns": patterns}],
+            "control": str(folder / CONTROL),
+            "heldout": str(folder / HELDOUT),
+            "general": str(folder / GENERAL),
+            "row_length": 512,
+        },
+        "erase": {"seed": seed},
+        "repair": {"seed": seed},
+        "cluster": {"workers": 2, "threads": 1},
+    }

@@ -1,0 +1,103 @@
+"""What this machine has, against what a run needs."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import psutil
+from rich.console import Console
+
+from sani_dist.config import Config
+
+PACKAGES = ("torch", "deepspeed", "transformers", "accelerate", "datasets", "ray", "presidio-analyzer")
+# DeepSpeed ops that a run uses: on CPU the shared-memory collectives, with CPU offload the optimizer.
+OPS = {"deepspeed_shm_comm": "ShareMemCommBuilder", "cpu_adam": "CPUAdamBuilder"}
+
+_TALK = """
+import torch, torch.distributed as dist
+from sani_dist.engine import distributed
+distributed.start(threads=1)
+total = distributed.sum_over_ranks(torch.ones(1, device=distributed.device()))
+assert int(total) == 2
+distributed.stop()
+"""
+
+
+def examine(console: Console, config: Config | None) -> bool:
+    """Print the findings; returns whether everything a run must have is there."""
+    good = True
+
+    def line(name: str, text: str, ok: bool | None = True) -> None:
+        nonlocal good
+        good = good and ok is not False
+        mark = {True: "[green]ok[/green]  ", False: "[red]bad[/red] ", None: "[yellow]-[/yellow]   "}[ok]
+        console.print(f"{mark}{name:<22}{text}", soft_wrap=True, highlight=False)
+
+    line("python", platform.python_version(), sys.version_info >= (3, 11))
+    for package in PACKAGES:
+        try:
+            line(package, version(package))
+        except PackageNotFoundError:
+            optional = package == "presidio-analyzer"
+            line(package, "not installed" + (": pip install 'sani_dist[presidio]'" if optional else ""), None if optional else False)
+    import torch
+
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    line("accelerator", ", ".join(gpus) if gpus else f"none: ranks run on {os.cpu_count()} CPU cores", True if gpus else None)
+    compiler = shutil.which("g++") or shutil.which("c++")
+    line("C++ compiler", compiler or "none: DeepSpeed cannot build its ops; install g++", compiler is not None)
+    for name, builder in OPS.items():
+        compatible = _op_is_compatible(builder)
+        line(f"op {name}", "builds when first used" if compatible else "does not build here", True if compatible else None)
+    _resources(line, config)
+    line("two ranks can talk", *_two_ranks_talk())
+    return good
+
+
+def _op_is_compatible(builder: str) -> bool:
+    from deepspeed.accelerator import get_accelerator
+
+    found = get_accelerator().create_op_builder(builder)
+    return found is not None and bool(found.is_compatible(verbose=False))
+
+
+def _resources(line: object, config: Config | None) -> None:
+    from sani_dist import pipeline
+
+    assert callable(line)
+    memory, disk = psutil.virtual_memory().available, shutil.disk_usage(Path.cwd()).free
+    if config is None:
+        line("free memory", f"{memory / 1e9:.1f} GB")
+        line("free disk", f"{disk / 1e9:.1f} GB")
+        return
+    needs = pipeline.check(config)
+    line("free memory", f"{memory / 1e9:.1f} GB, the run needs about {needs['training_bytes'] / 1e9:.1f} GB over all workers", memory > needs["training_bytes"])
+    line("free disk", f"{disk / 1e9:.1f} GB, the run needs up to {needs['disk_bytes'] / 1e9:.1f} GB", disk > needs["disk_bytes"])
+
+
+def _two_ranks_talk() -> tuple[str, bool]:
+    from sani_dist.orchestrate.local import environment, free_port
+
+    port = free_port()
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", _TALK], env=environment(rank, 2, port), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        for rank in range(2)
+    ]
+    try:
+        for process in ranks:
+            process.wait(timeout=180)
+    except subprocess.TimeoutExpired:
+        for process in ranks:
+            process.kill()
+        return "no answer in 180 s: check firewall and /etc/hosts", False
+    failed = [p for p in ranks if p.returncode]
+    if failed and failed[0].stderr is not None:
+        last = failed[0].stderr.read().decode(errors="replace").strip().splitlines()
+        return f"no: {last[-1] if last else 'a rank failed'}", False
+    return "yes", True
