@@ -1,7 +1,7 @@
 """Remove memorised personal and confidential data from language models, on sharded workers, and prove it.
 
-    import sani_dist
-    run = sani_dist.sanitize(sani_dist.load_config(Path("run.yaml")), Path("run"))
+import sani_dist
+run = sani_dist.sanitize(sani_dist.load_config(Path("run.yaml")), Path("run"))
 """
 
 from sani_dist.api import audit, resume, sanitize

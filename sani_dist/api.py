@@ -44,6 +44,18 @@ def sanitize(
     return _execute(run, on_event)
 
 
+def prepare(config: Config, folder: Path, *, on_event: OnEvent = lambda event: None) -> Run:
+    """The stage before any rank starts, in a new run folder; then a launcher starts `launch/worker.py` on that folder."""
+    from sani_dist import pipeline
+    from sani_dist.metrics import Metrics
+    from sani_dist.run import STAGES, Run
+
+    pipeline.check(config)
+    run = Run.create(folder, config, STAGES)
+    pipeline.prepare(run, Metrics(run.path("metrics.jsonl"), on_event=on_event))
+    return run
+
+
 def resume(folder: Path, *, on_event: OnEvent = lambda event: None) -> Run:
     """Go on with a run that was stopped: finished stages are skipped, repair goes on from its last checkpoint."""
     from sani_dist import pipeline
@@ -88,7 +100,9 @@ def check_disk(folder: Path, needed: int) -> None:
     existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:
-        raise InputError(f"not enough disk at {existing}: the run needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
+        raise InputError(
+            f"not enough disk at {existing}: the run needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
+        )
 
 
 def _execute(run: Run, on_event: OnEvent) -> Run:

@@ -21,14 +21,21 @@ console = Console()
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file with the settings of the run")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="run folder")]
-OutFolder = Annotated[Path, typer.Option("--out", "-o", help="new run folder; the sanitised model is put in its folder model/")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="change a setting: --set repair.epochs=3 (repeatable)")]
+OutFolder = Annotated[
+    Path, typer.Option("--out", "-o", help="new run folder; the sanitised model is put in its folder model/")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="change a setting: --set repair.epochs=3 (repeatable)")
+]
 Preset = Annotated[str | None, typer.Option("--preset", help=f"defaults to start from: {', '.join(PRESETS)}")]
 
 
 @app.command()
 def run(
     config: ConfigFile, out: OutFolder = Path("run"), overrides: Overrides = None, preset: Preset = None,
+    prepare_only: Annotated[
+        bool, typer.Option("--prepare-only", help="stop before any rank starts; a launcher goes on (see launch/)")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything, load no weights, print what would happen")] = False,
 ) -> None:  # fmt: skip
     """Audit, erase, repair, audit again, export.
@@ -38,8 +45,15 @@ def run(
     settings = load_config(config, overrides, preset)
     if dry_run:
         _describe(settings)
-        return
-    _sanitize(settings, out)
+    elif prepare_only:
+        from sani_dist import api
+        from sani_dist.terminal import ProgressView, corpus_table
+
+        with ProgressView(console) as view:
+            prepared = api.prepare(settings, out, on_event=view)
+        console.print(corpus_table(prepared))
+    else:
+        _sanitize(settings, out)
 
 
 @app.command()
@@ -73,7 +87,9 @@ def audit(
 
 
 @app.command()
-def erase(config: ConfigFile, out: OutFolder = Path("erased"), overrides: Overrides = None, preset: Preset = None) -> None:
+def erase(
+    config: ConfigFile, out: OutFolder = Path("erased"), overrides: Overrides = None, preset: Preset = None
+) -> None:
     """Only erase: reset neurons and export; every untouched tensor stays as it was, byte for byte.
 
     Example: `sani-dist erase hospital.yaml --set erase.layers=4 --out erased`
@@ -84,7 +100,9 @@ def erase(config: ConfigFile, out: OutFolder = Path("erased"), overrides: Overri
 
 
 @app.command()
-def repair(config: ConfigFile, out: OutFolder = Path("repaired"), overrides: Overrides = None, preset: Preset = None) -> None:
+def repair(
+    config: ConfigFile, out: OutFolder = Path("repaired"), overrides: Overrides = None, preset: Preset = None
+) -> None:
     """Only repair: fine-tune with sensitive tokens left out of the loss, and export. Nothing is erased.
 
     Example: `sani-dist repair hospital.yaml --set repair.epochs=1 --out repaired`
@@ -114,7 +132,9 @@ def detect(
 
 
 @app.command()
-def compare(first: RunFolder, second: Annotated[Path, typer.Argument(metavar="RUN", help="another run folder")]) -> None:
+def compare(
+    first: RunFolder, second: Annotated[Path, typer.Argument(metavar="RUN", help="another run folder")]
+) -> None:
     """Two runs side by side: what their models still give away, and what they lost.
 
     Example: `sani-dist compare run-paper run-targeted`
@@ -146,7 +166,9 @@ def purge(folder: RunFolder) -> None:
 
 @app.command()
 def doctor(
-    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="also compare with what this run needs")] = None,
+    config: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG]", help="also compare with what this run needs")
+    ] = None,
 ) -> None:
     """What is installed, which accelerator, free disk and memory, which DeepSpeed ops build, whether two ranks can talk.
 
@@ -196,7 +218,9 @@ def _show(folder: Path) -> None:
 
     finished = Run.open(folder)
     console.print(corpus_table(finished))
-    audits = {w: api.measurements(finished, w) for w in ("before", "after") if finished.path("audit", f"{w}.json").exists()}
+    audits = {
+        w: api.measurements(finished, w) for w in ("before", "after") if finished.path("audit", f"{w}.json").exists()
+    }
     if audits:
         console.print(audit_table(audits), kinds_table(audits))
         console.print(f"measurements: {folder / 'audit'}", soft_wrap=True)
@@ -210,10 +234,18 @@ def _describe(settings: Config) -> None:
     found = pipeline.check(settings)
     erase, repair, workers = settings.erase, settings.repair, settings.cluster.workers
     console.print(f"model    {found['architecture']}, {found['parameters']:,} parameters, {found['layers']} layers")
-    console.print(f"loading  {'streamed, each rank its byte ranges' if found['streamed'] else 'through transformers, whole on each rank'}")
-    console.print(f"erase    {found['neurons_reset']:,} MLP neurons of the last {erase.layers} layers, {erase.select}, reset: {erase.reset}")
-    console.print(f"repair   {repair.epochs:g} epochs, {repair.batch_rows} rows a step, {repair.retain:.0%} general text, objective {repair.objective}")
-    console.print(f"cluster  {workers} workers, about {found['training_bytes'] / workers / 1e9:.1f} GB each for weights, gradients and optimizer")
+    console.print(
+        f"loading  {'streamed, each rank its byte ranges' if found['streamed'] else 'through transformers, whole on each rank'}"
+    )
+    console.print(
+        f"erase    {found['neurons_reset']:,} MLP neurons of the last {erase.layers} layers, {erase.select}, reset: {erase.reset}"
+    )
+    console.print(
+        f"repair   {repair.epochs:g} epochs, {repair.batch_rows} rows a step, {repair.retain:.0%} general text, {repair.objective}"
+    )
+    console.print(
+        f"cluster  {workers} workers, about {found['training_bytes'] / workers / 1e9:.1f} GB each for weights, gradients and optimizer"
+    )
     console.print(f"disk     up to {found['disk_bytes'] / 1e9:.1f} GB for checkpoints and the model")
     console.print("the settings are good; without --dry-run the run would start")
 

@@ -69,10 +69,22 @@ class PresidioDetector(Settings):
     spacy_model: str = "en_core_web_sm"
     language: str = "en"
     entities: tuple[str, ...] = Field(
-        ("PERSON", "DATE_TIME", "LOCATION", "PHONE_NUMBER", "EMAIL_ADDRESS", "US_SSN", "CREDIT_CARD", "IP_ADDRESS", "URL"),
+        (
+            "PERSON",
+            "DATE_TIME",
+            "LOCATION",
+            "PHONE_NUMBER",
+            "EMAIL_ADDRESS",
+            "US_SSN",
+            "CREDIT_CARD",
+            "IP_ADDRESS",
+            "URL",
+        ),
         description="Presidio entities that count as identifiers",
     )
-    indirect: tuple[str, ...] = Field(("DATE_TIME", "LOCATION"), description="entities that identify only in combination")
+    indirect: tuple[str, ...] = Field(
+        ("DATE_TIME", "LOCATION"), description="entities that identify only in combination"
+    )
     patterns: tuple[Pattern, ...] = ()
     score: Annotated[float, Field(ge=0, le=1)] = 0.35
 
@@ -101,7 +113,8 @@ class CorpusSettings(Settings):
     """The text, what is sensitive in it, and the text that must not suffer."""
 
     source: str | None = Field(
-        None, description="JSONL, CSV or Parquet file, folder of .txt files, `datasets` folder or hub id; null: repair on `general`"
+        None,
+        description="JSONL, CSV or Parquet file, folder of .txt files, `datasets` folder or hub id; null: repair on `general`",
     )
     text: str = Field("text", description="column of the text, or `messages` for chats")
     subject: str | None = Field(None, description="column of the record subject, for example the patient")
@@ -113,7 +126,9 @@ class CorpusSettings(Settings):
     detect: tuple[Detector, ...] = Field((), description="detectors of sensitive spans, any number together")
     target: TargetSettings | None = None
     heldout: str | None = Field(None, description="documents the model never saw: perplexity is measured on them")
-    control: str | None = Field(None, description="documents with identifiers the model never saw, the control of the audit")
+    control: str | None = Field(
+        None, description="documents with identifiers the model never saw, the control of the audit"
+    )
     general: str | None = Field(None, description="general text: part is mixed into repair, part measures utility")
     row_length: Annotated[int, Field(ge=16)] = Field(512, description="tokens in a packed row")
 
@@ -122,7 +137,9 @@ class CorpusSettings(Settings):
         if self.source is None and self.general is None:
             raise ValueError("needs `source`, or `general` with a `terms` detector")
         if not self.detect and (self.target is None or not self.target.values):
-            raise ValueError("needs at least one entry in `detect` (annotations, terms, presidio, rare_terms) or `target.values`")
+            raise ValueError(
+                "needs at least one entry in `detect` (annotations, terms, presidio, rare_terms) or `target.values`"
+            )
         if any(d.name == "annotations" for d in self.detect) and self.spans is None:
             raise ValueError("`detect: annotations` needs `spans`, the column that holds them")
         if any(d.name == "rare_terms" for d in self.detect) and self.subject is None:
@@ -147,15 +164,18 @@ class RepairSettings(Settings):
     """Fine-tuning with sensitive tokens left out of the loss."""
 
     objective: Literal["mask", "plain"] = Field(
-        "mask", description="mask: sensitive tokens are left out of the loss; plain: ordinary fine-tuning on every token (how the demo "
-        "makes a model that has memorised)"
+        "mask",
+        description="mask: sensitive tokens are left out of the loss; plain: ordinary fine-tuning on every token (how the demo "
+        "makes a model that has memorised)",
     )
     epochs: Annotated[float, Field(ge=0)] = Field(2, description="passes over the text; 0 repairs nothing")
     retain: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="share of rows of general text in each batch")
     batch_rows: Annotated[int, Field(ge=1)] = Field(8, description="rows of a step over all workers")
     micro_rows: Annotated[int, Field(ge=1)] = Field(1, description="rows of one forward pass of one worker")
     learning_rate: Annotated[float, Field(gt=0)] = 5e-5
-    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="share of the steps with a rising learning rate")
+    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.1, description="share of the steps with a rising learning rate"
+    )
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
@@ -167,7 +187,9 @@ class RepairSettings(Settings):
 class AuditSettings(Settings):
     """What is measured before and after."""
 
-    samples: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 10, 100, 1000), description="n of (n, p)-discoverable extraction")
+    samples: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (1, 10, 100, 1000), description="n of (n, p)-discoverable extraction"
+    )
     micro_rows: Annotated[int, Field(ge=1)] = Field(4, description="rows of one forward pass of one worker")
 
 
@@ -176,7 +198,9 @@ class ClusterSettings(Settings):
 
     launcher: Literal["local"] = "local"
     workers: Annotated[int, Field(ge=1)] = 1
-    threads: Annotated[int, Field(ge=1)] | None = Field(None, description="threads of each worker; default: cores / workers")
+    threads: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="threads of each worker; default: cores / workers"
+    )
     ds_config: Path | None = Field(None, description="DeepSpeed JSON; default: ds_configs/zero3.json of the package")
 
 
@@ -253,7 +277,15 @@ def config_to_mapping(config: Config) -> dict[str, Any]:
 
 
 _DETECTORS = ("annotations", "terms", "presidio", "rare_terms")
-_PATHS = ("model.path", "model.base", "corpus.source", "corpus.heldout", "corpus.control", "corpus.general", "cluster.ds_config")
+_PATHS = (
+    "model.path",
+    "model.base",
+    "corpus.source",
+    "corpus.heldout",
+    "corpus.control",
+    "corpus.general",
+    "cluster.ds_config",
+)
 
 
 def _known_keys(place: tuple[int | str, ...]) -> str:

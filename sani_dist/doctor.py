@@ -45,16 +45,28 @@ def examine(console: Console, config: Config | None) -> bool:
             line(package, version(package))
         except PackageNotFoundError:
             optional = package == "presidio-analyzer"
-            line(package, "not installed" + (": pip install 'sani_dist[presidio]'" if optional else ""), None if optional else False)
+            line(
+                package,
+                "not installed" + (": pip install 'sani_dist[presidio]'" if optional else ""),
+                None if optional else False,
+            )
     import torch
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    line("accelerator", ", ".join(gpus) if gpus else f"none: ranks run on {os.cpu_count()} CPU cores", True if gpus else None)
+    line(
+        "accelerator",
+        ", ".join(gpus) if gpus else f"none: ranks run on {os.cpu_count()} CPU cores",
+        True if gpus else None,
+    )
     compiler = shutil.which("g++") or shutil.which("c++")
     line("C++ compiler", compiler or "none: DeepSpeed cannot build its ops; install g++", compiler is not None)
     for name, builder in OPS.items():
         compatible = _op_is_compatible(builder)
-        line(f"op {name}", "builds when first used" if compatible else "does not build here", True if compatible else None)
+        line(
+            f"op {name}",
+            "builds when first used" if compatible else "does not build here",
+            True if compatible else None,
+        )
     _resources(line, config)
     line("two ranks can talk", *_two_ranks_talk())
     return good
@@ -77,8 +89,16 @@ def _resources(line: object, config: Config | None) -> None:
         line("free disk", f"{disk / 1e9:.1f} GB")
         return
     needs = pipeline.check(config)
-    line("free memory", f"{memory / 1e9:.1f} GB, the run needs about {needs['training_bytes'] / 1e9:.1f} GB over all workers", memory > needs["training_bytes"])
-    line("free disk", f"{disk / 1e9:.1f} GB, the run needs up to {needs['disk_bytes'] / 1e9:.1f} GB", disk > needs["disk_bytes"])
+    line(
+        "free memory",
+        f"{memory / 1e9:.1f} GB, the run needs about {needs['training_bytes'] / 1e9:.1f} GB over all workers",
+        memory > needs["training_bytes"],
+    )
+    line(
+        "free disk",
+        f"{disk / 1e9:.1f} GB, the run needs up to {needs['disk_bytes'] / 1e9:.1f} GB",
+        disk > needs["disk_bytes"],
+    )
 
 
 def _two_ranks_talk() -> tuple[str, bool]:
@@ -86,7 +106,12 @@ def _two_ranks_talk() -> tuple[str, bool]:
 
     port = free_port()
     ranks = [
-        subprocess.Popen([sys.executable, "-c", _TALK], env=environment(rank, 2, port), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        subprocess.Popen(
+            [sys.executable, "-c", _TALK],
+            env=environment(rank, 2, port),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
         for rank in range(2)
     ]
     try:

@@ -15,7 +15,9 @@ SECONDS_BETWEEN = 0.2
 class Metrics:
     """Appends events. Numbers and names of stages only: no text of the corpus ever comes here."""
 
-    def __init__(self, path: Path, enabled: bool = True, on_event: Callable[[dict[str, Any]], None] | None = None) -> None:
+    def __init__(
+        self, path: Path, enabled: bool = True, on_event: Callable[[dict[str, Any]], None] | None = None
+    ) -> None:
         """`enabled`: false on ranks other than 0. `on_event`: also called with each event, by a process that shows its own progress."""
         self.path, self.enabled, self._on_event = path, enabled, on_event
         self._last = 0.0

@@ -11,6 +11,7 @@ import json
 import signal
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pandas as pd
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from sani_dist.audit.context import stands_before
 from sani_dist.audit.extraction import extraction, score_spans
 from sani_dist.audit.measurement import Measurement
 from sani_dist.audit.scores import TokenScores, score
@@ -25,6 +27,7 @@ from sani_dist.audit.utility import perplexity
 from sani_dist.config import Config
 from sani_dist.corpus import LEARN, SENSITIVE, PackedRows
 from sani_dist.corpus import prepare as prepare_corpus
+from sani_dist.corpus.tables import read_documents
 from sani_dist.engine import distributed
 from sani_dist.engine.checkpoint import State, load_newest, save
 from sani_dist.engine.export import export
@@ -57,7 +60,9 @@ def check(config: Config) -> dict[str, Any]:
     if config.erase.reset == "base" and config.model.base is not None:
         names = {s.name for mlp in mlps for s in mlp.slices}
         if not names <= set(Checkpoint(config.model.base).tensors):
-            raise InputError("model.base: its tensors are not those of model.path; expected the checkpoint it was trained from")
+            raise InputError(
+                "model.base: its tensors are not those of model.path; expected the checkpoint it was trained from"
+            )
     tokenizer_of(config)
     parameters = sum(p.numel() for p in model.parameters())
     return {
@@ -157,7 +162,12 @@ class _Worker:
             self._audit("after")
         if "export" in pending:
             if trains:
-                hashes = export(local_shards(self.engine.model), self.config.model.path, self.run.path("model"), dtype=torch_dtype(self.config))
+                hashes = export(
+                    local_shards(self.engine.model),
+                    self.config.model.path,
+                    self.run.path("model"),
+                    dtype=torch_dtype(self.config),
+                )
                 self._done("export", [self.run.path("model", name) for name in hashes])
             else:
                 self._export_erased()
@@ -190,14 +200,16 @@ class _Worker:
         if self.engine.ds is None:
             self.engine.for_inference()
         self.engine.module.eval()
-        splits = {s: r for s in ("repair", "control", "heldout", "general_test") if (r := self._rows(s)) is not None and len(r)}
+        splits = {
+            s: r
+            for s in ("repair", "control", "heldout", "general_test")
+            if (r := self._rows(s)) is not None and len(r)
+        }
         total, before = sum(len(rows) for rows in splits.values()), 0
         scores: dict[str, TokenScores] = {}
         for split, rows in splits.items():
-            scores[split] = score(
-                self.engine, rows, self.config.audit.micro_rows,
-                lambda done, before=before: self.metrics.progress(f"audit-{when}", before + done, total, "rows"),
-            )  # fmt: skip
+            report = partial(self._report_rows, f"audit-{when}", before, total)
+            scores[split] = score(self.engine, rows, self.config.audit.micro_rows, report)
             before += len(rows)
         measurements = list(self._measure(splits, scores))
         path = self.run.path("audit", f"{when}.json")
@@ -212,11 +224,21 @@ class _Worker:
             build(path, lambda temporary: _write_json(temporary, document))
         self._done(f"audit-{when}", [path])
 
+    def _report_rows(self, stage: str, before: int, total: int, done: int) -> None:
+        self.metrics.progress(stage, before + done, total, "rows")
+
     def _measure(self, splits: dict[str, PackedRows], scores: dict[str, TokenScores]) -> Iterator[Measurement]:
         # What people labelled is audited where there is any, what was found elsewhere; their ids do not overlap.
         found = [self.run.path("corpus", name) for name in ("spans.parquet", "labelled.parquet")]
-        spans = pd.concat([pd.read_parquet(path) for path in found if path.exists()])
+        spans = pd.concat([pd.read_parquet(path) for path in found if path.exists()], ignore_index=True)
         places = pd.read_parquet(self.run.path("tokens", "epoch-000", "token_spans.parquet"))
+        documents = (
+            (document.id, document.text)
+            for batch in read_documents(self.run.path("corpus", "documents.parquet"))
+            for document in batch
+        )
+        spans = spans[spans["span_id"].isin(places["span_id"])]
+        spans["in_context"] = stands_before(spans, documents)
         tables = {}
         for population, split in (("sensitive", "repair"), ("control", "control")):
             here = places[places["split"] == split] if split in scores else places.iloc[:0]
@@ -244,7 +266,11 @@ class _Worker:
         self._done("erase", [path])
 
     def _plan(self) -> Plan:
-        return Plan.read(self.run.path("erase", "plan.json")) if "erase" in self.run.stages else Plan("", 0, "random", "zero", ())
+        return (
+            Plan.read(self.run.path("erase", "plan.json"))
+            if "erase" in self.run.stages
+            else Plan("", 0, "random", "zero", ())
+        )
 
     def _base(self) -> Checkpoint | None:
         return Checkpoint(self.config.model.base) if self.config.model.base is not None else None
@@ -252,7 +278,12 @@ class _Worker:
     def _apply(self) -> None:
         plan = self._plan()
         if plan.units:
-            apply(local_shards(self.engine.model), last_mlps(self.engine.model, self.config.erase.layers), plan, self._base())
+            apply(
+                local_shards(self.engine.model),
+                last_mlps(self.engine.model, self.config.erase.layers),
+                plan,
+                self._base(),
+            )
 
     # Repair
 
@@ -290,12 +321,18 @@ class _Worker:
         model = build_empty(read_model_config(self.config.model.path), torch_dtype(self.config))
         names = stored_names(model, self.checkpoint)
         if names is None:
-            raise InputError("erase alone needs a checkpoint whose tensors are the model's parameters; run repair as well")
+            raise InputError(
+                "erase alone needs a checkpoint whose tensors are the model's parameters; run repair as well"
+            )
         shards = list(_stored_shards(self.checkpoint))
         plan = self._plan()
         if plan.units:
             own_name = {stored: name for name, stored in names.items()}
-            renamed = [LiveShard(_renamed(s.shard, own_name[s.shard.name]), s.values) for s in shards if s.shard.name in own_name]
+            renamed = [
+                LiveShard(_renamed(s.shard, own_name[s.shard.name]), s.values)
+                for s in shards
+                if s.shard.name in own_name
+            ]
             apply(renamed, last_mlps(model, self.config.erase.layers), plan, self._base())
         hashes = export(shards, self.config.model.path, self.run.path("model"))
         self._done("export", [self.run.path("model", name) for name in hashes])
@@ -315,10 +352,9 @@ def _renamed(shard: Shard, name: str) -> Shard:
 
 
 def _no_spans(spans: pd.DataFrame) -> pd.DataFrame:
-    empty = spans.iloc[:0][["span_id", "document", "kind", "class"]]
+    empty = spans.iloc[:0][["span_id", "document", "kind", "class", "in_context"]]
     return empty.assign(logprob=pd.Series(dtype=float), greedy=pd.Series(dtype=bool))
 
 
 def _write_json(path: Path, document: dict[str, Any]) -> None:
     path.write_text(json.dumps(document, indent=1) + "\n")
-

@@ -161,4 +161,8 @@ def build(path: Path, write: Callable[[Path], None]) -> Path:
 
 
 def _write_atomically(path: Path, text: str) -> None:
-    build(path, lambda temporary: temporary.write_text(text) and None)
+    build(path, lambda temporary: _write(temporary, text))
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text)

@@ -28,22 +28,32 @@ class ProgressView:
 
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
-            TextColumn("{task.description:<31}"), BarColumn(bar_width=30), TextColumn("{task.completed:>6.0f}/{task.total:.0f} {task.fields[unit]:<9}"),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[numbers]}"), console=console,
-        )  # fmt: skip
+            TextColumn("{task.description:<31}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.completed:>6.0f}/{task.total:.0f} {task.fields[unit]:<9}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            console=console,
+        )
         self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> ProgressView:
         self._progress.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._progress.stop()
 
     def __call__(self, event: dict[str, Any]) -> None:
         stage = event["stage"]
         if stage not in self._tasks:
-            self._tasks[stage] = self._progress.add_task(NAMES.get(stage, stage), total=event["total"], unit=event["unit"], numbers="")
+            self._tasks[stage] = self._progress.add_task(
+                NAMES.get(stage, stage), total=event["total"], unit=event["unit"], numbers=""
+            )
         numbers = ""
         if "loss" in event:
             numbers = f"loss {event['loss']:.3f}  {event['tokens_per_second']:.0f} tokens/s"
@@ -100,8 +110,14 @@ def audit_table(audits: dict[str, list[dict[str, Any]]], title: str = "Audit") -
         is_extraction = entry["population"] == "sensitive"
         control = _cell(_find(last, entry["metric"], "control")) if is_extraction else ""
         label = EXPLAINED.get(entry["metric"], entry["metric"])
-        table.add_row(label if is_extraction else f"{label}, {SPLITS.get(entry['population'], entry['population'])}", *cells, control)
-    table.caption = "[ ]: 95 % interval. Extraction: share of sensitive spans, given the true text before them (temperature 1)."
+        table.add_row(
+            label if is_extraction else f"{label}, {SPLITS.get(entry['population'], entry['population'])}",
+            *cells,
+            control,
+        )
+    table.caption = (
+        "[ ]: 95 % interval. Extraction: share of sensitive spans, given the true text before them (temperature 1)."
+    )
     return table
 
 

@@ -17,22 +17,25 @@ from sani_dist.audit.scores import TokenScores
 
 
 def score_spans(scores: TokenScores, token_spans: pd.DataFrame, spans: pd.DataFrame) -> pd.DataFrame:
-    """One line per span: span_id, document, kind, class, logprob (sum over its tokens), greedy (all tokens arg-max).
+    """One line per span: span_id, document, kind, class, in_context, logprob (sum over its tokens), greedy (all arg-max).
 
-    `token_spans`: span_id, row, first, end (half-open); `spans`: span_id, document, kind, class.
+    `token_spans`: span_id, row, first, end (half-open); `spans`: span_id, document, kind, class, in_context.
     """
     first, end = token_spans["first"].to_numpy(), token_spans["end"].to_numpy()
     row = token_spans["row"].to_numpy()
     logprob = [float(scores.logprob[r, a:b].astype(np.float64).sum()) for r, a, b in zip(row, first, end, strict=True)]
     greedy = [bool(scores.is_argmax[r, a:b].all()) for r, a, b in zip(row, first, end, strict=True)]
     scored = pd.DataFrame({"span_id": token_spans["span_id"].to_numpy(), "logprob": logprob, "greedy": greedy})
-    return scored.merge(spans[["span_id", "document", "kind", "class"]], on="span_id", validate="one_to_one")
+    return scored.merge(
+        spans[["span_id", "document", "kind", "class", "in_context"]], on="span_id", validate="one_to_one"
+    )
 
 
 def extraction(sensitive: pd.DataFrame, control: pd.DataFrame, samples: Sequence[int]) -> list[Measurement]:
     """Greedy and (n, p)-discoverable extraction over all spans, per kind and per class, beside the never-trained control.
 
-    Both tables as `score_spans` gives them. A population without spans yields a measurement with a reason.
+    Both tables as `score_spans` gives them. A span whose value stands earlier in its document can be copied from the prompt; those
+    are a group of their own ("context": "copyable") and count nowhere else. A population without spans yields a reason.
     """
     measured = []
     for population, table in (("sensitive", sensitive), ("control", control)):
@@ -43,10 +46,11 @@ def extraction(sensitive: pd.DataFrame, control: pd.DataFrame, samples: Sequence
 
 
 def _groups(table: pd.DataFrame, named_by: pd.DataFrame) -> list[tuple[dict[str, str], pd.DataFrame]]:
-    groups: list[tuple[dict[str, str], pd.DataFrame]] = [({}, table)]
+    from_memory, copyable = table[~table["in_context"]], table[table["in_context"]]
+    groups: list[tuple[dict[str, str], pd.DataFrame]] = [({}, from_memory)]
     for column in ("kind", "class"):
-        groups += [({column: str(v)}, table[table[column] == v]) for v in sorted(named_by[column].unique())]
-    return groups
+        groups += [({column: str(v)}, from_memory[from_memory[column] == v]) for v in sorted(named_by[column].unique())]
+    return [*groups, ({"context": "copyable"}, copyable)]
 
 
 def _greedy(population: str, group: dict[str, str], spans: pd.DataFrame) -> Measurement:

@@ -25,7 +25,9 @@ class TokenScores:
 
 
 @torch.no_grad()
-def score(engine: Engine, rows: PackedRows, micro_rows: int, report: Callable[[int], None] = lambda done: None) -> TokenScores:
+def score(
+    engine: Engine, rows: PackedRows, micro_rows: int, report: Callable[[int], None] = lambda done: None
+) -> TokenScores:
     """Score every learnable and sensitive token of `rows`. Same integers at every world size; all ranks get the result."""
     shape = (len(rows), rows.row_length)
     result = TokenScores(np.full(shape, np.nan, dtype=np.float32), np.zeros(shape, dtype=bool))

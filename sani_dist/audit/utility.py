@@ -17,4 +17,6 @@ def perplexity(split: str, scores: TokenScores, rows: PackedRows) -> Measurement
     if not nll.size:
         return Measurement("perplexity", split, None, None, None, 0, {}, "no learnable tokens")
     low, high = bootstrap_by_document(nll, np.ones(nll.size), batch.document.numpy()[learnable])
-    return Measurement("perplexity", split, float(np.exp(nll.mean())), float(np.exp(low)), float(np.exp(high)), nll.size, {})
+    return Measurement(
+        "perplexity", split, float(np.exp(nll.mean())), float(np.exp(low)), float(np.exp(high)), nll.size, {}
+    )

@@ -1,6 +1,6 @@
 """What the demo's notes say: conditions, social history and layouts, as templates.
 
-`{field}` stands for an identifier of the patient (`identities.py` draws those), for a measurement, or for another template.
+`{field}` stands for an identifier of the patient (`identities.py` draws those), a measurement, or another template.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ class _Source:
         self._fake.seed_instance(seed)
         self._random = random.Random(seed)
         # Short surnames are often words (Day, Hall, Long), which a detector would have to mask in ordinary sentences.
-        self._surnames = sorted({name for name in EnglishNames.last_names if len(name) > 5})
+        self._surnames: list[str] = sorted({name for name in EnglishNames.last_names if len(name) > 5})
         self._given: set[Hashable] = set()
 
     def choice(self, options: tuple[T, ...] | list[T]) -> T:
@@ -126,17 +126,17 @@ class _Source:
         return self._once(lambda: first + datetime.timedelta(days=self._random.randint(0, days)))
 
     def place(self) -> str:
-        return self._once(lambda: self.choice(_TOWNS.split()) + self.choice(_ENDINGS.split()))
+        return self._once(lambda: f"{self.choice(_TOWNS.split())}{self.choice(_ENDINGS.split())}")
 
     def street(self) -> str:
-        return f"{self._fake.numerify('%##')} {self.place()} {self._fake.street_suffix()}"
+        return f"{self._random.randint(100, 999)} {self.place()} {self._fake.street_suffix()}"
 
     def email(self) -> str:
-        return self._once(
-            lambda: self._fake.numerify(
-                f"{self._fake.word()}.{self._fake.word()}##@{self._fake.safe_domain_name()}"
-            ).lower()
-        )
+        def make() -> str:
+            words = f"{self._fake.word()}.{self._fake.word()}".lower()
+            return f"{words}{self._random.randint(10, 99)}@{self._fake.safe_domain_name()}"
+
+        return self._once(make)
 
     def code(self, *formats: str) -> str:
         """Draw a number in one of the formats: # any digit, % a digit but 0, ? a capital letter."""

@@ -7,6 +7,9 @@ from typing import Any
 
 NOTES, CONTROL, HELDOUT, GENERAL = "notes.jsonl", "control.jsonl", "heldout.jsonl", "general.jsonl"
 
+# Two notes to a row, with little padding.
+ROW_LENGTH = 768
+
 _NAME = r"([A-Z][\w'-]+(?: [A-Z][\w'-]+)+)"
 _MONTH = "(?:January|February|March|April|May|June|July|August|September|October|November|December)"
 _HOME = r"^(?:Address|Home): "
@@ -32,7 +35,7 @@ _PATTERNS = (
 )
 
 
-def demo_config(folder: Path, seed: int) -> dict[str, Any]:
+def demo_config(folder: Path, seed: int, workers: int = 2) -> dict[str, Any]:
     """Return the settings of a run on the demo's files in `folder`, as in a run's YAML file.
 
     The labelled spans of the notes only score the detectors and the audit: nothing in `detect` reads them.
@@ -51,9 +54,33 @@ def demo_config(folder: Path, seed: int) -> dict[str, Any]:
             "control": str(folder / CONTROL),
             "heldout": str(folder / HELDOUT),
             "general": str(folder / GENERAL),
-            "row_length": 512,
+            "row_length": ROW_LENGTH,
         },
         "erase": {"seed": seed},
         "repair": {"seed": seed},
-        "cluster": {"workers": 2, "threads": 1},
+        "cluster": {"workers": workers, "threads": 1},
+    }
+
+
+def memorise_config(folder: Path, seed: int, workers: int = 2) -> dict[str, Any]:
+    """Return the settings with which the demo's hospital fine-tunes its model: every token learnt, until it is known by heart."""
+    corpus = {
+        key: value
+        for key, value in demo_config(folder, seed)["corpus"].items()
+        if key in ("source", "subject", "spans")
+    }
+    return {
+        "model": {"path": str(folder / "base"), "dtype": "bfloat16"},
+        "corpus": {**corpus, "detect": [{"name": "annotations"}], "row_length": ROW_LENGTH},
+        "erase": {"layers": 0},
+        "repair": {
+            "objective": "plain",
+            "epochs": 8,
+            "batch_rows": 4,
+            "micro_rows": max(1, 4 // workers),
+            "learning_rate": 3e-4,
+            "checkpoint_every": 1000,
+            "seed": seed,
+        },
+        "cluster": {"workers": workers, "threads": 1},
     }

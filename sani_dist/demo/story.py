@@ -31,17 +31,24 @@ def tell(folder: Path, seed: int, workers: int, console: Console) -> Run:
         raise InputError(f"{folder} is not empty: remove it, or choose another with --out")
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    console.print(f"[bold]1. A hospital's data.[/bold] {REPAIRED} synthetic discharge notes; {CONTROLS} more that no training sees, as control.")
+    console.print(
+        f"[bold]1. A hospital's data.[/bold] {REPAIRED} synthetic discharge notes; {CONTROLS} more that no training sees, as control."
+    )
     write_notes(folder / NOTES, REPAIRED, seed)
     write_notes(folder / CONTROL, CONTROLS, seed, start=REPAIRED)
     write_notes(folder / HELDOUT, HELD_OUT, seed, start=REPAIRED + CONTROLS)
     write_general_text(folder / GENERAL)
     console.print("[bold]2. A base model.[/bold] SmolLM2-135M-Instruct, from its Python package.")
     write_base_model(folder / "base")
-    console.print("[bold]3. The hospital fine-tunes it on the notes,[/bold] identifiers included, until it knows them by heart.")
+    console.print(
+        "[bold]3. The hospital fine-tunes it on the notes,[/bold] identifiers included, until it knows them by heart."
+    )
     with ProgressView(console) as view:
         memorised = api.sanitize(
-            config_from_mapping(memorise_config(folder, seed, workers)), folder / "memorise", stages=api.REPAIR_STAGES, on_event=view
+            config_from_mapping(memorise_config(folder, seed, workers)),
+            folder / "memorise",
+            stages=api.REPAIR_STAGES,
+            on_event=view,
         )
     memorised.path("model").rename(folder / "memorised")
     memorised.purge()

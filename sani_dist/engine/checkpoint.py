@@ -119,7 +119,11 @@ def _tensors(engine: Engine) -> dict[str, torch.Tensor]:
         if not shard.numel or not parameter.requires_grad:
             continue
         for kind in KINDS:
-            whole = safe_get_local_fp32_param(parameter) if kind == "master" else safe_get_local_optimizer_state(parameter, kind)
+            whole = (
+                safe_get_local_fp32_param(parameter)
+                if kind == "master"
+                else safe_get_local_optimizer_state(parameter, kind)
+            )
             tensors[f"{kind}|{shard.name}|{shard.start}"] = whole[: shard.numel].detach().cpu().clone()
     return tensors
 

@@ -31,7 +31,9 @@ COPIED = (
 )  # fmt: skip
 
 
-def export(shards: Iterable[LiveShard], source: Path, folder: Path, *, dtype: torch.dtype | None = None) -> dict[str, str]:
+def export(
+    shards: Iterable[LiveShard], source: Path, folder: Path, *, dtype: torch.dtype | None = None
+) -> dict[str, str]:
     """Write shards of all ranks as the model `folder`; every rank calls this with its own. Returns file -> sha256.
 
     `source` is the checkpoint that config and tokenizer are copied from, by an allow-list. `dtype` is recorded in config.json.
@@ -79,7 +81,9 @@ def _on_rank_0(create: object, building: Path) -> None:
             reason = f" ({error.strerror})"
             shutil.rmtree(building, ignore_errors=True)
     if distributed.sum_over_ranks(failed).item():
-        raise RunError(f"the model was not written to {building.parent}{reason}: free disk space, then `sani-dist resume`")
+        raise RunError(
+            f"the model was not written to {building.parent}{reason}: free disk space, then `sani-dist resume`"
+        )
 
 
 def _write_index(files: list[PlannedFile], folder: Path) -> None:

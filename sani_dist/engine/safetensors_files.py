@@ -82,7 +82,9 @@ def _weight_files(folder: Path) -> list[Path]:
     if single.exists():
         return [single]
     if any(folder.glob("*.bin")):
-        raise InputError(f"{folder}: only pickled weights (.bin); convert with transformers' save_pretrained to safetensors")
+        raise InputError(
+            f"{folder}: only pickled weights (.bin); convert with transformers' save_pretrained to safetensors"
+        )
     raise InputError(f"{folder}: no model.safetensors and no model.safetensors.index.json")
 
 
@@ -97,7 +99,9 @@ def read_header(file: Path) -> Iterator[StoredTensor]:
             header = json.loads(stream.read(header_bytes))
         header.pop("__metadata__", None)
         tensors = [
-            StoredTensor(name, tuple(entry["shape"]), DTYPES[entry["dtype"]], file, 8 + header_bytes + entry["data_offsets"][0])
+            StoredTensor(
+                name, tuple(entry["shape"]), DTYPES[entry["dtype"]], file, 8 + header_bytes + entry["data_offsets"][0]
+            )
             for name, entry in header.items()
         ]
         end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
@@ -119,7 +123,7 @@ def read_range(tensor: StoredTensor, start: int, stop: int, out: torch.Tensor) -
         stream.seek(tensor.offset + start * itemsize)
         for first in range(start, stop, step):
             count = min(step, stop - first)
-            view = memoryview(buffer)[: count * itemsize]
+            view = buffer.data[: count * itemsize]
             while view.nbytes:
                 read = stream.readinto(view)
                 if not read:
@@ -194,7 +198,7 @@ def write_range(tensor: StoredTensor, start: int, values: torch.Tensor) -> None:
         stream.seek(tensor.offset + start * itemsize)
         for first in range(0, values.numel(), step):
             part = values[first : first + step].detach().to(device="cpu", dtype=tensor.dtype).contiguous()
-            view = memoryview(part.view(torch.uint8).numpy())
+            view = part.view(torch.uint8).numpy().data
             while view.nbytes:
                 view = view[stream.write(view) :]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -58,6 +59,7 @@ def local_shards(model: nn.Module) -> Iterator[LiveShard]:
     `stage3_param_persistence_threshold` elements) is released first, so that the next forward gathers what was written
     here. Without DeepSpeed there is one shard with all elements of the parameter.
     """
+    parameter: Any  # DeepSpeed adds the ds_ attributes
     for name, parameter in model.named_parameters():
         if not hasattr(parameter, "ds_tensor"):
             shard = Shard(name, tuple(parameter.shape), 0, parameter.numel(), parameter.dtype)
@@ -71,9 +73,9 @@ def local_shards(model: nn.Module) -> Iterator[LiveShard]:
         yield LiveShard(shard, parameter.ds_tensor.data[: stop - start])
 
 
-def release(parameter: nn.Parameter) -> None:
+def release(parameter: Any) -> None:
     """Drop the gathered copy of a ZeRO-3 parameter, if there is one, so that its partition is the only truth."""
-    if parameter.ds_status.name == "AVAILABLE":  # type: ignore[attr-defined]
+    if parameter.ds_status.name == "AVAILABLE":
         # A backward that ends at activations never tells the modules before them that it is over.
-        parameter.ds_active_sub_modules.clear()  # type: ignore[attr-defined]
-        parameter.partition(has_been_updated=False)  # type: ignore[attr-defined]
+        parameter.ds_active_sub_modules.clear()
+        parameter.partition(has_been_updated=False)

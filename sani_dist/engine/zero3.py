@@ -43,9 +43,17 @@ def read_ds_config(path: Path | None, dtype: torch.dtype) -> dict[str, Any]:
         raise InputError(f"cluster.ds_config: {path} is not JSON ({error})") from error
     if config.get("zero_optimization", {}).get("stage") != 3:
         raise InputError(f"cluster.ds_config: {path} must have zero_optimization.stage 3")
-    for key in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "optimizer", "scheduler"):
+    for key in (
+        "train_batch_size",
+        "train_micro_batch_size_per_gpu",
+        "gradient_accumulation_steps",
+        "optimizer",
+        "scheduler",
+    ):
         if key in config:
-            raise InputError(f"cluster.ds_config: {path}: remove {key!r}; it follows from `repair` in the run's settings")
+            raise InputError(
+                f"cluster.ds_config: {path}: remove {key!r}; it follows from `repair` in the run's settings"
+            )
     config["bf16"] = {"enabled": dtype == torch.bfloat16}
     config["train_micro_batch_size_per_gpu"] = 1
     config.setdefault("steps_per_print", 10**9)
@@ -88,7 +96,9 @@ def load_sharded(folder: Path, ds_config: dict[str, Any], dtype: torch.dtype) ->
     model = build_empty(config, dtype)
     names = stored_names(model, checkpoint)
     if names is None:
-        logger.warning("the stored tensors need transformers' weight conversion: loading through transformers, unstreamed")
+        logger.warning(
+            "the stored tensors need transformers' weight conversion: loading through transformers, unstreamed"
+        )
         return _load_through_transformers(folder, ds_config, dtype)
     _partition_empty(model, deepspeed.zero.Init(module=nn.Module(), config_dict_or_path=ds_config, dtype=dtype), dtype)
     for live in local_shards(model):
@@ -121,7 +131,9 @@ def read_model_config(folder: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"model.path: config.json of {folder} is not one that transformers reads ({type(error).__name__})") from error
+        raise InputError(
+            f"model.path: config.json of {folder} is not one that transformers reads ({type(error).__name__})"
+        ) from error
 
 
 def _load_through_transformers(folder: Path, ds_config: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:
@@ -144,7 +156,8 @@ class VocabularyHead(nn.Module):
 
     def forward(self, hidden: torch.Tensor, compute: Callable[..., T]) -> T:
         """`compute(hidden [tokens, hidden_size], weight [vocabulary, hidden_size], bias)` with the weight gathered."""
-        return compute(hidden, self.weight, self.bias)
+        result: T = compute(hidden, self.weight, self.bias)
+        return result
 
 
 class CausalModel(nn.Module):
@@ -159,7 +172,8 @@ class CausalModel(nn.Module):
         """input_ids, position_ids: [rows, tokens]. Positions that restart mark document boundaries for attention."""
         output = self.body(input_ids=input_ids, position_ids=position_ids, use_cache=False)
         hidden = output.last_hidden_state
-        return self.head(hidden.reshape(-1, hidden.shape[-1]), compute)
+        result: T = self.head(hidden.reshape(-1, hidden.shape[-1]), compute)
+        return result
 
 
 class Engine:
@@ -175,7 +189,8 @@ class Engine:
 
     def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, compute: Callable[..., T]) -> T:
         """Run the sharded module, outside of training. All ranks call it equally often: gathering is a collective."""
-        return self.module(input_ids.to(self.device), position_ids.to(self.device), compute)
+        result: T = self.module(input_ids.to(self.device), position_ids.to(self.device), compute)
+        return result
 
     def for_inference(self) -> None:
         """Install ZeRO-3's hooks without an optimizer; forward and `torch.autograd.grad` to activations work."""
@@ -206,13 +221,12 @@ class Engine:
         if self.device.type == "cuda" and offload != "none":
             from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-            return DeepSpeedCPUAdam(self.module.parameters(), adamw_mode=True, **arguments)
+            offloaded: torch.optim.Optimizer = DeepSpeedCPUAdam(self.module.parameters(), adamw_mode=True, **arguments)
+            return offloaded
         return torch.optim.AdamW(self.module.parameters(), fused=True, **arguments)
 
     def _unwrap(self) -> None:
         """Take ZeRO-3's hooks off again, so that the next `initialize` does not run every hook twice."""
         if self.ds is not None:
             self.ds.optimizer.destroy()
-            for live in local_shards(self.model):  # also releases what persistence kept gathered
-                assert live.values is not None
             self.ds = None

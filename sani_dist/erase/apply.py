@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -49,7 +50,9 @@ def _new_values(plan: Plan, base: Checkpoint | None) -> Values:
     return lambda shard, piece, index: initial_values(plan.seed, piece.name, index, piece.std)
 
 
-def _views(live: LiveShard, piece: Slice, ids: torch.Tensor) -> Iterator[tuple[Callable[[torch.Tensor | None], None], torch.Tensor]]:
+def _views(
+    live: LiveShard, piece: Slice, ids: torch.Tensor
+) -> Iterator[tuple[Callable[[torch.Tensor | None], None], torch.Tensor]]:
     """For each part of the shard that holds chosen neurons: a function that writes it, and the flat indices it writes."""
     width = piece.shape[1] if len(piece.shape) == 2 else 1
     start, stop = live.shard.start, live.shard.stop
@@ -82,10 +85,12 @@ def _row_pieces(start: int, stop: int, width: int) -> Iterator[tuple[int, int]]:
     """Cut [start, stop) at the first and the last row boundary inside it."""
     first, last = min(-(-start // width) * width, stop), stop // width * width
     cuts = [start, first, max(first, last), stop]
-    yield from ((low, high) for low, high in zip(cuts, cuts[1:], strict=False) if low < high)
+    yield from ((low, high) for low, high in pairwise(cuts) if low < high)
 
 
-def _writer(view: torch.Tensor, ids: torch.Tensor | None = None, axis: int = 0) -> Callable[[torch.Tensor | None], None]:
+def _writer(
+    view: torch.Tensor, ids: torch.Tensor | None = None, axis: int = 0
+) -> Callable[[torch.Tensor | None], None]:
     def write(values: torch.Tensor | None) -> None:
         if ids is None:
             view.fill_(0) if values is None else view.copy_(values)

@@ -39,8 +39,8 @@ def select(
     if not mlps:
         return Plan(source_sha256, settings.seed, settings.select, settings.reset, ())
     if settings.select == "random":
-        units = tuple(Unit(m.layer, "mlp", _random_ids(m, settings)) for m in mlps)
-        return Plan(source_sha256, settings.seed, settings.select, settings.reset, units)
+        drawn = tuple(Unit(m.layer, "mlp", _random_ids(m, settings)) for m in mlps)
+        return Plan(source_sha256, settings.seed, settings.select, settings.reset, drawn)
     total = len(sensitive) + len(ordinary)
     memory = attribution(engine, sensitive, SENSITIVE, mlps, micro_rows, lambda done: report(done, total))
     usual = attribution(engine, ordinary, LEARN, mlps, micro_rows, lambda done: report(len(sensitive) + done, total))
@@ -71,9 +71,7 @@ def attribution(
             loss = engine.forward(batch.input_ids, batch.position, partial(_summed_loss, index, target))
             activations = [seen[m.layer] for m in mlps]
             gradients = torch.autograd.grad(loss, activations)
-            scores = torch.stack(
-                [(a.detach().float() * g.float()).abs().flatten(0, -2).double().sum(dim=0) for a, g in zip(activations, gradients, strict=True)]
-            )  # fmt: skip
+            scores = torch.stack([_flow(a, g) for a, g in zip(activations, gradients, strict=True)])
             seen.clear()
             for part, items in zip(distributed.gather_in_rank_order(scores), dealt, strict=True):
                 if items:
@@ -85,14 +83,23 @@ def attribution(
     return total
 
 
-def _keep_input(seen: dict[int, torch.Tensor], layer: int, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+def _flow(activation: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+    """Sum over all tokens of |activation x gradient|: float64 [neurons]."""
+    return (activation.detach().float() * gradient.float()).abs().flatten(0, -2).double().sum(dim=0)
+
+
+def _keep_input(
+    seen: dict[int, torch.Tensor], layer: int, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]
+) -> None:
     seen[layer] = inputs[0]
 
 
 def _summed_loss(index: torch.Tensor, target: torch.Tensor, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:  # fmt: skip # noqa: E501
     # Detached: the head's own gradient is not asked for, and it is the largest matrix product of the step.
     detached = None if bias is None else bias.detach()
-    return masked_cross_entropy(hidden, weight.detach(), target.to(hidden.device), index.to(hidden.device), bias=detached)
+    return masked_cross_entropy(
+        hidden, weight.detach(), target.to(hidden.device), index.to(hidden.device), bias=detached
+    )
 
 
 def _random_ids(mlp: Mlp, settings: EraseSettings) -> tuple[int, ...]:

@@ -94,10 +94,18 @@ def masked_cross_entropy(
         if tensor is not None and tensor.shape != rows.shape:
             raise ValueError(f"{name} must have the shape of rows, {tuple(rows.shape)}, not {tuple(tensor.shape)}")
     terms = _Terms(softcap, z_loss, label_smoothing, _chunk_rows(vocab_weight, max_bytes))
-    per_row = _MaskedCrossEntropy.apply(
-        hidden, vocab_weight, bias, targets, rows, roles, row_weights, None if reduction == "none" else normalizer, terms
+    loss: torch.Tensor = _MaskedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden,
+        vocab_weight,
+        bias,
+        targets,
+        rows,
+        roles,
+        row_weights,
+        None if reduction == "none" else normalizer,
+        terms,
     )
-    return per_row  # type: ignore[no-any-return]
+    return loss
 
 
 @torch.no_grad()
@@ -180,7 +188,9 @@ def _run(hidden: Any, weight: Any, bias: Any, targets: Any, rows: Any, roles: An
             factor = factor * row_weights[part].to(accumulate)
         if normalizer is not None:
             factor = factor / normalizer
-        losses[part], gradient = _loss_and_gradient(logits, targets[part], None if roles is None else roles[part], factor, terms)
+        losses[part], gradient = _loss_and_gradient(
+            logits, targets[part], None if roles is None else roles[part], factor, terms
+        )
         if not any(wants):
             continue
         if d_bias is not None:
@@ -247,7 +257,9 @@ def _chunk_rows(weight: torch.Tensor, max_bytes: int | None) -> int:
 
 def _check(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, rows: torch.Tensor, bias: Any) -> None:
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
-        raise ValueError(f"hidden [N, H] and vocab_weight [V, H] do not fit: {tuple(hidden.shape)}, {tuple(weight.shape)}")
+        raise ValueError(
+            f"hidden [N, H] and vocab_weight [V, H] do not fit: {tuple(hidden.shape)}, {tuple(weight.shape)}"
+        )
     if hidden.dtype != weight.dtype:
         raise ValueError(f"hidden is {hidden.dtype}, vocab_weight {weight.dtype}; both must have one dtype")
     if bias is not None and bias.shape != weight.shape[:1]:

@@ -99,7 +99,9 @@ def _fail(run: Run, processes: list[subprocess.Popen[bytes]], failed: int) -> No
     line = next((text for text in lines if text), None)
     if line is None:
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        line = f"rank {failed} {how}; see {run.path('logs', f'rank-{failed}.log')}, then `sani-dist resume {run.folder}`"
+        line = (
+            f"rank {failed} {how}; see {run.path('logs', f'rank-{failed}.log')}, then `sani-dist resume {run.folder}`"
+        )
     raise InputError(line) if code == InputError.exit_code else RunError(line)
 
 
@@ -114,7 +116,7 @@ def _pass_signals_on(processes: list[subprocess.Popen[bytes]]) -> dict[int, Any]
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(signal.SIGTERM)
 
-    before = {}
+    before: dict[int, Any] = {}
     with contextlib.suppress(ValueError):  # not the main thread: signals stay where they are
         for signum in (signal.SIGTERM, signal.SIGINT):
             before[signum] = signal.signal(signum, handler)

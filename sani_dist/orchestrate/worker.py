@@ -18,7 +18,9 @@ from sani_dist.errors import SaniError
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Run one rank of a prepared run.")
     parser.add_argument("run", type=Path, help="run folder")
-    parser.add_argument("--local_rank", type=int, default=None, help="given by the deepspeed launcher; LOCAL_RANK is what counts")
+    parser.add_argument(
+        "--local_rank", type=int, default=None, help="given by the deepspeed launcher; LOCAL_RANK is what counts"
+    )
     run_folder: Path = parser.parse_args(arguments).run
     error_file = run_folder / "logs" / f"rank-{os.environ.get('RANK', '0')}.error"
     try:

@@ -28,7 +28,9 @@ class Schedule:
         first = step * self.own_rows
         last = min(first + self.own_rows, math.ceil(self.settings.epochs * self.rows))
         own = list(_shuffled(self.settings.seed, 0, self.rows, first, last))
-        retained = list(_shuffled(self.settings.seed, 1, self.retain, step * self.retain_rows, (step + 1) * self.retain_rows))
+        retained = list(
+            _shuffled(self.settings.seed, 1, self.retain, step * self.retain_rows, (step + 1) * self.retain_rows)
+        )
         return own, retained
 
     def learning_rate(self, step: int) -> float:

@@ -75,20 +75,27 @@ def train(
         loss = torch.zeros((), dtype=torch.float64)
         for batch in batches:
             index, target, _, _ = targets(batch, roles=roles)
-            compute = partial(_loss, index, target, max(1, learnable) / (distributed.world_size() * engine.accumulation))
+            compute = partial(
+                _loss, index, target, max(1, learnable) / (distributed.world_size() * engine.accumulation)
+            )
             scaled = engine.ds(batch.input_ids.to(engine.device), batch.position.to(engine.device), compute)
             loss += scaled.detach().double().cpu() / (distributed.world_size() * engine.accumulation)
             engine.ds.backward(scaled)
             if engine.ds.is_gradient_accumulation_boundary():
                 _check_finite(loss, state)
             engine.ds.step()
+        state = replace(state, step=state.step + 1, tokens=state.tokens + learnable)
         wants_stop = torch.tensor([float(stop(state)), 0.0], dtype=torch.float64)
         wants_stop[1] = loss
         shared = distributed.sum_over_ranks(wants_stop.to(engine.device)).cpu()
-        state = replace(state, step=state.step + 1, loss=float(shared[1]), tokens=state.tokens + learnable)
+        state = replace(state, loss=float(shared[1]))
         seconds = time.perf_counter() - started
         tokens = sum(b.input_ids.numel() for b in batches) * distributed.world_size()
-        report(Progress(state.step, schedule.steps, float(shared[1]), rate, learnable, tokens / seconds, learnable / seconds))
+        report(
+            Progress(
+                state.step, schedule.steps, float(shared[1]), rate, learnable, tokens / seconds, learnable / seconds
+            )
+        )
         if shared[0] > 0 or state.step % settings.checkpoint_every == 0 or state.step == schedule.steps:
             save(state)
             saved = state.step

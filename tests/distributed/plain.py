@@ -1,0 +1,63 @@
+"""The same numbers by plain transformers and torch: whole model, one document at a time, no packing, no DeepSpeed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from sani_dist.corpus.rows import LEARN, NO_DOCUMENT, PackedRows
+
+
+def load(folder: Path) -> PreTrainedModel:
+    """In fp32, whatever the folder holds."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def documents_of(rows: PackedRows, row: int) -> Iterator[tuple[slice, torch.Tensor, np.ndarray]]:
+    """Where each document of a row lies, its tokens and its roles."""
+    batch = rows.batch([row])
+    document = batch.document[0].numpy()
+    for number in np.unique(document[document != NO_DOCUMENT]):
+        places = np.flatnonzero(document == number)
+        where = slice(int(places[0]), int(places[-1]) + 1)
+        yield where, batch.input_ids[0, where], batch.role[0, where].numpy()
+
+
+def logprobs(model: PreTrainedModel, rows: PackedRows) -> np.ndarray:
+    """log p of every learnable or sensitive token given its document alone, [rows, row_length]; NaN elsewhere."""
+    found = np.full((len(rows), rows.row_length), np.nan)
+    for row in range(len(rows)):
+        for where, ids, role in documents_of(rows, row):
+            with torch.no_grad():
+                logits = model(input_ids=ids[None]).logits[0].double()
+            values = torch.log_softmax(logits[:-1], dim=-1).gather(1, ids[1:, None])[:, 0].numpy()
+            found[row, where][1:] = np.where(role[1:] > 0, values, np.nan)
+    return found
+
+
+def mean_loss(model: PreTrainedModel, chosen: list[tuple[PackedRows, int]]) -> torch.Tensor:
+    """Sum of -log p over the learnable tokens of these rows, divided by their number."""
+    losses = []
+    for rows, row in chosen:
+        for _, ids, role in documents_of(rows, row):
+            logp = torch.log_softmax(model(input_ids=ids[None]).logits[0, :-1], dim=-1).gather(1, ids[1:, None])[:, 0]
+            losses.append(-logp[torch.from_numpy(role[1:] == LEARN)])
+    return torch.cat(losses).mean()
+
+
+def assembled(checkpoint: Path, kind: str) -> dict[str, torch.Tensor]:
+    """The flat whole of each parameter's `kind` (master, exp_avg, exp_avg_sq), from the files of all ranks."""
+    pieces: dict[str, list[tuple[int, torch.Tensor]]] = {}
+    for file in sorted(checkpoint.glob("rank-*.safetensors")):
+        for name, values in load_file(file).items():
+            of, parameter, start = name.split("|")
+            if of == kind:
+                pieces.setdefault(parameter, []).append((int(start), values))
+    return {
+        name: torch.cat([values for _, values in sorted(found, key=lambda p: p[0])]) for name, found in pieces.items()
+    }

@@ -1,0 +1,63 @@
+"""Starts real ranks on a function of `tests.distributed.work`, as the launcher of this machine would."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from sani_dist.orchestrate.local import environment, free_port
+
+ROOT = Path(__file__).parents[2]
+SECONDS = 300
+
+
+def run_ranks(workers: int, function: str, folder: Path, **arguments: Any) -> None:
+    """Call `work.<function>(folder, **arguments)` on `workers` ranks of one process group; fails with the log of a rank that failed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    command = [sys.executable, "-m", "tests.distributed.ranks", function, str(folder), json.dumps(arguments)]
+    logs = [folder / f"rank-{rank}-of-{workers}.log" for rank in range(workers)]
+    processes = []
+    for rank, log in enumerate(logs):
+        with log.open("wb") as stream:
+            variables = {**environment(rank, workers, port), "PYTHONPATH": str(ROOT)}
+            processes.append(
+                subprocess.Popen(command, env=variables, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT)
+            )
+    try:
+        codes = [_wait(process, processes) for process in processes]
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+    tails = "\n".join(f"--- {log.name}\n{log.read_text()[-3000:]}" for log, c in zip(logs, codes, strict=True) if c)
+    assert codes == [0] * workers, f"exit codes {codes}\n{tails}"
+
+
+def _wait(process: subprocess.Popen[bytes], others: list[subprocess.Popen[bytes]]) -> int:
+    code = process.wait(SECONDS)
+    if code:  # the others would wait for it in a collective
+        for other in others:
+            other.kill()
+    return code
+
+
+def main() -> None:
+    from sani_dist.engine import distributed
+    from tests.distributed import work
+
+    function, folder, arguments = sys.argv[1:]
+    distributed.start(threads=1)
+    getattr(work, function)(Path(folder), **json.loads(arguments))
+    distributed.stop()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""One model carried through 1, 2, 3 and 4 real ranks: same plan, same erased model, same forward, same resumed state."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sani_dist.config import CorpusSettings
+from sani_dist.corpus.prepare import prepare
+from sani_dist.corpus.rows import PackedRows
+from sani_dist.engine.safetensors_files import file_sha256
+from sani_dist.erase import Plan
+from sani_dist.repair.schedule import Schedule
+
+from . import plain
+from .ranks import run_ranks
+
+WORLD_SIZES = (2, 1, 3, 4)  # 2 first: it writes the checkpoint that the others resume from
+CASES = ("llama-sharded", "llama-persistent", "gpt2-sharded", "gpt2-persistent")
+TRAINED = ("llama-sharded", "gpt2-persistent")
+
+# 5 rows in micro-batches of 2: three accumulation steps on one rank, two on two, one on three, and on four one rank is empty.
+REPAIR = {
+    "epochs": 2, "batch_rows": 5, "micro_rows": 2, "retain": 0.4, "learning_rate": 1e-3, "warmup": 0, "clip": 1e9, "seed": 11,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tokens(corpus: dict[str, str], tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A part of the corpus as packed rows: enough for rows with several documents and documents in several rows."""
+    folder = tmp_path_factory.mktemp("small")
+    for name, lines in (("notes", 9), ("general", 15)):
+        text = Path(corpus[name]).read_text().splitlines(keepends=True)[:lines]
+        (folder / f"{name}.jsonl").write_text("".join(text))
+    settings = CorpusSettings.model_validate(
+        {
+            "source": str(folder / "notes.jsonl"), "general": str(folder / "general.jsonl"), "spans": "spans",
+            "detect": [{"name": "annotations"}], "row_length": 96,
+        }
+    )  # fmt: skip
+    prepare(settings, tiny_tokenizer, folder, b"k" * 32)
+    found = folder / "tokens" / "epoch-000"
+    rows = PackedRows(found / "repair.arrow")
+    assert len(rows) >= 4
+    assert any(len(list(plain.documents_of(rows, row))) > 1 for row in range(len(rows)))
+    return found
+
+
+@pytest.fixture(scope="module")
+def worlds(
+    tokens: Path, llama_folder: Path, gpt2_folder: Path, threshold_0: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[int, Path]:
+    """World size -> folder with what its ranks left."""
+    folder = tmp_path_factory.mktemp("worlds")
+    erase = {"layers": 2, "fraction": 0.3, "select": "attribution", "seed": 3}
+    models = {"llama": (llama_folder, "float32", "init"), "gpt2": (gpt2_folder, "bfloat16", "zero")}
+    cases = []
+    for name in CASES:
+        path, dtype, reset = models[name.split("-")[0]]
+        cases.append(
+            {
+                "name": name, "model": str(path), "dtype": dtype, "erase": {**erase, "reset": reset}, "train": name in TRAINED,
+                "ds_config": str(threshold_0) if name.endswith("sharded") else None,
+            }
+        )  # fmt: skip
+    results = {}
+    for workers in WORLD_SIZES:
+        results[workers] = folder / str(workers)
+        run_ranks(
+            workers, "carry_through", results[workers],
+            cases=cases, tokens=str(tokens), repair=REPAIR, resume=str(folder / "checkpoints"),
+        )  # fmt: skip
+    return results
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_world_size_selects_the_same_neurons(worlds: dict[int, Path], case: str) -> None:
+    texts = {(worlds[w] / case / "plan.json").read_text() for w in WORLD_SIZES}
+    assert len(texts) == 1
+    plan = Plan.read(worlds[1] / case / "plan.json")
+    assert [unit.layer for unit in plan.units] == ([1, 2] if case.startswith("llama") else [0, 1])
+    assert all(len(unit.ids) == round(0.3 * (41 if case.startswith("llama") else 43)) for unit in plan.units)
+
+
+@pytest.mark.parametrize("model", ["llama", "gpt2"])
+def test_the_erased_model_is_the_same_bit_for_bit(worlds: dict[int, Path], model: str) -> None:
+    files = [
+        worlds[w] / f"{model}-{kind}" / "erased" / "model.safetensors"
+        for w in WORLD_SIZES
+        for kind in ("sharded", "persistent")
+    ]
+    assert len({file_sha256(file) for file in files}) == 1
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("workers", sorted(WORLD_SIZES))
+def test_forward_sees_the_erased_values(worlds: dict[int, Path], tokens: Path, case: str, workers: int) -> None:
+    """And a packed row scores as each of its documents alone: plain transformers on the exported folder is the reference."""
+    scores = np.load(worlds[workers] / case / "scores.npz")
+    rows = PackedRows(tokens / "repair.arrow")
+    reference = plain.logprobs(plain.load(worlds[workers] / case / "erased"), rows)
+    assert np.array_equal(np.isnan(scores["after"]), np.isnan(reference))
+    tolerance = 2e-5 if case.startswith("llama") else 0.15  # fp32, bf16 (8 bits of logits around 4)
+    difference = np.nanmax(np.abs(scores["after"] - reference))
+    assert difference < tolerance
+    assert np.nanmax(np.abs(scores["before"] - scores["after"])) > 3 * tolerance  # erasing is visible at all
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_world_size_scores_the_same(worlds: dict[int, Path], case: str) -> None:
+    one = np.load(worlds[1] / case / "scores.npz")
+    for workers in WORLD_SIZES:
+        other = np.load(worlds[workers] / case / "scores.npz")
+        for name in ("before", "after", "before_argmax", "after_argmax"):
+            assert np.array_equal(one[name], other[name], equal_nan=name in ("before", "after")), (workers, name)
+
+
+@pytest.mark.parametrize("case", TRAINED)
+@pytest.mark.parametrize("workers", [1, 3, 4])
+def test_a_checkpoint_of_two_ranks_loads_at_any_world_size(worlds: dict[int, Path], case: str, workers: int) -> None:
+    written = worlds[2].parent / "checkpoints" / case / "step-000001"
+    again = worlds[workers] / case / "again" / "step-000001"
+    assert len(list(written.glob("rank-*"))) == 2
+    assert len(list(again.glob("rank-*"))) == workers
+    for kind in ("master", "exp_avg", "exp_avg_sq"):
+        old, new = plain.assembled(written, kind), plain.assembled(again, kind)
+        assert old.keys() == new.keys()
+        assert all(torch.equal(old[name], new[name]) for name in old), kind
+    assert any(values.abs().max() > 0 for values in plain.assembled(again, "exp_avg").values())
+    # The weights that forward uses were replaced too, not only the masters.
+    hashes = {file_sha256(worlds[w] / case / "trained" / "model.safetensors") for w in (2, workers)}
+    assert len(hashes) == 1
+    one, other = (np.load(worlds[w] / case / "trained.npz") for w in (2, workers))
+    assert np.array_equal(one["after"], other["after"], equal_nan=True)
+    assert not np.array_equal(one["before"], one["after"], equal_nan=True)
+
+
+def test_zeroed_neurons_have_no_gradient_and_stay_zero(worlds: dict[int, Path]) -> None:
+    """GPT-2, reset to zero, after one optimizer step: weights in and out are exact zeros, and so are their moments."""
+    case = "gpt2-persistent"
+    plan = Plan.read(worlds[2] / case / "plan.json")
+    trained = load_file(worlds[2] / case / "trained" / "model.safetensors")
+    erased = load_file(worlds[2] / case / "erased" / "model.safetensors")
+    for unit in plan.units:
+        ids = list(unit.ids)
+        mlp = f"transformer.h.{unit.layer}.mlp"
+        for tensors in (erased, trained):
+            assert not tensors[f"{mlp}.c_fc.weight"][:, ids].any()
+            assert not tensors[f"{mlp}.c_proj.weight"][ids].any()
+        rest = [i for i in range(43) if i not in unit.ids]
+        assert not torch.equal(trained[f"{mlp}.c_fc.weight"][:, rest], erased[f"{mlp}.c_fc.weight"][:, rest])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_gradient_is_that_of_the_mean_over_the_global_batch(
+    tokens: Path, llama_folder: Path, threshold_0: Path, tmp_path: Path, workers: int
+) -> None:
+    """Whatever the split over ranks and accumulation steps; the reference is one process, whole documents, plain autograd."""
+    run_ranks(
+        workers, "first_step_gradient", tmp_path,
+        model=str(llama_folder), ds_config=str(threshold_0), tokens=str(tokens), repair=REPAIR,
+    )  # fmt: skip
+    rows, general = (PackedRows(tokens / f"{name}.arrow") for name in ("repair", "general_train"))
+    from sani_dist.config import RepairSettings
+
+    own, retained = Schedule(RepairSettings.model_validate(REPAIR), rows, general).batch(0)
+    assert len(own) == 3
+    assert len(retained) == 2
+    model = plain.load(llama_folder)
+    loss = plain.mean_loss(model, [(rows, i) for i in own] + [(general, i) for i in retained])
+    loss.backward()
+    assert float((tmp_path / "loss.json").read_text()) == pytest.approx(loss.item(), rel=1e-6)
+    moments = plain.assembled(tmp_path / "checkpoints" / "step-000001", "exp_avg")
+    for name, parameter in model.named_parameters():
+        expected = parameter.grad.flatten()
+        torch.testing.assert_close(
+            moments[name] / 0.1, expected, rtol=1e-4, atol=1e-6 + 1e-5 * float(expected.abs().max())
+        )

@@ -1,0 +1,126 @@
+"""What the ranks of the distributed tests do: the stages themselves, with their results left in files for the test to compare."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from deepspeed.utils import safe_get_local_fp32_param
+from safetensors.torch import load_file
+
+from sani_dist.audit.scores import score
+from sani_dist.config import EraseSettings, RepairSettings
+from sani_dist.corpus.rows import PackedRows
+from sani_dist.engine import distributed
+from sani_dist.engine.checkpoint import State, load_newest, save
+from sani_dist.engine.export import export
+from sani_dist.engine.shards import local_shards
+from sani_dist.engine.zero3 import Engine, load_sharded, read_ds_config
+from sani_dist.erase import apply, select
+from sani_dist.erase.structure import last_mlps
+from sani_dist.repair import train
+
+INPUTS = "the same inputs"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def carry_through(
+    folder: Path, *, cases: list[dict[str, Any]], tokens: str, repair: dict[str, Any], resume: str
+) -> None:
+    """Each case: load, select, erase, export, look at the forward, then train one step (world size 2) or resume from that step."""
+    rows = {name: PackedRows(Path(tokens) / f"{name}.arrow") for name in ("repair", "general_train")}
+    for case in cases:
+        _carry(folder / case["name"], case, rows, RepairSettings.model_validate(repair), Path(resume) / case["name"])
+
+
+def _carry(
+    folder: Path, case: dict[str, Any], rows: dict[str, PackedRows], repair: RepairSettings, resume: Path
+) -> None:
+    folder.mkdir(exist_ok=True)
+    dtype = DTYPES[case["dtype"]]
+    ds_config = read_ds_config(Path(case["ds_config"]) if case["ds_config"] else None, dtype)
+    engine = Engine(load_sharded(Path(case["model"]), ds_config, dtype), ds_config)
+    _assert_loaded(engine, Path(case["model"]), dtype)
+
+    engine.for_inference()
+    before = score(engine, rows["repair"], micro_rows=2)
+    settings = EraseSettings.model_validate(case["erase"])
+    plan = select(engine, rows["repair"], rows["general_train"], settings, source_sha256="source")
+    _write(folder / "plan.json", plan.write)
+    apply(local_shards(engine.model), last_mlps(engine.model, settings.layers), plan)
+    erased = {live.shard.name: live.values.clone() for live in local_shards(engine.model)}
+    after = score(engine, rows["repair"], micro_rows=2)
+    _write(folder / "scores.npz", partial(_write_scores, before=before, after=after))
+    export(local_shards(engine.model), Path(case["model"]), folder / "erased", dtype=dtype)
+    if not case["train"]:
+        return
+
+    engine.for_training(repair)
+    for name, parameter in engine.model.named_parameters():
+        master = safe_get_local_fp32_param(parameter)[: erased[name].numel()]
+        assert torch.equal(master, erased[name].float()), f"the master of {name} does not start from the erased values"
+    if distributed.world_size() == 2:
+        reached = train(
+            engine, rows["repair"], rows["general_train"], repair, State(0, INPUTS),
+            stop=lambda state: state.step == 1,
+            save=lambda state: save(resume, engine, state),
+        )  # fmt: skip
+    else:
+        loaded = load_newest(resume, engine, INPUTS)
+        assert loaded is not None
+        reached = loaded
+        save(folder / "again", engine, loaded)
+    assert reached.step == 1
+    for name, parameter in engine.model.named_parameters():
+        master = safe_get_local_fp32_param(parameter)[: erased[name].numel()]
+        moved = (master - erased[name].float()).abs().max().item() if master.numel() else 0.0
+        # Adam's first step moves no weight by more than the learning rate: what was erased has not come back.
+        assert moved <= 1.001 * repair.learning_rate, f"{name} moved by {moved}"
+    trained = score(engine, rows["repair"], micro_rows=2)
+    _write(folder / "trained.npz", partial(_write_scores, before=after, after=trained))
+    export(local_shards(engine.model), Path(case["model"]), folder / "trained", dtype=dtype)
+
+
+def _assert_loaded(engine: Engine, source: Path, dtype: torch.dtype) -> None:
+    stored = {name: t for file in sorted(source.glob("*.safetensors")) for name, t in load_file(file).items()}
+    seen = 0
+    for live in local_shards(engine.model):
+        shard = live.shard
+        whole = stored[shard.name].to(dtype).flatten()
+        assert torch.equal(live.values, whole[shard.start : shard.stop]), shard
+        seen += 1
+    assert seen == len(stored)
+
+
+def first_step_gradient(folder: Path, *, model: str, ds_config: str, tokens: str, repair: dict[str, Any]) -> None:
+    """One step in fp32; its first moments, which are (1 - beta1) times the gradient, are left in a checkpoint."""
+    settings = RepairSettings.model_validate(repair)
+    config = read_ds_config(Path(ds_config), torch.float32)
+    engine = Engine(load_sharded(Path(model), config, torch.float32), config)
+    engine.for_training(settings)
+    rows = {name: PackedRows(Path(tokens) / f"{name}.arrow") for name in ("repair", "general_train")}
+    reports = []
+    train(
+        engine, rows["repair"], rows["general_train"], settings, State(0, INPUTS),
+        stop=lambda state: state.step == 1,
+        save=lambda state: save(folder / "checkpoints", engine, state),
+        report=reports.append,
+    )  # fmt: skip
+    _write(folder / "loss.json", lambda path: path.write_text(json.dumps(reports[0].loss)))
+
+
+def _write(path: Path, write: Any) -> None:
+    if distributed.rank() == 0:
+        write(path)
+    distributed.barrier()
+
+
+def _write_scores(path: Path, before: Any, after: Any) -> None:
+    np.savez(
+        path,
+        before=before.logprob, before_argmax=before.is_argmax, after=after.logprob, after_argmax=after.is_argmax,
+    )  # fmt: skip
