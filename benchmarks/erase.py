@@ -15,7 +15,9 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import checkpoint
 import harness
@@ -74,19 +76,16 @@ def measure(folder: Path, repeats: int, result: Path) -> None:
     model = load_sharded(folder, read_ds_config(None, checkpoint.DTYPE), checkpoint.DTYPE)
     before = [live.values.clone() for live in local_shards(model)]
     cases = {f"{way} {reset}": (way, random_plan(model, reset)) for reset in RESETS for way in WAYS}
-    measured: dict[str, dict[str, dict[str, list[float]]]] = {}
+    measured: dict[str, dict[str, Any]] = {}
     for repeat in range(-1, repeats):
         for case, (way, plan) in cases.items():
-            for live, values in zip(local_shards(model), before, strict=True):
-                live.values.copy_(values)
+            for live, saved in zip(local_shards(model), before, strict=True):
+                live.values.copy_(saved)
             distributed.barrier()
             erase = erase_shards if way == "apply" else erase_gathered
             if repeat < 0:
-                counts = {key: [value] for key, value in communication(lambda e=erase, p=plan: e(model, p)).items()}  # type: ignore[misc]
-                measured[case] = {
-                    "values": {**counts, "seconds": [], "peak_rss_bytes": []},
-                    "sha256": shards_sha256(model),
-                }  # type: ignore[dict-item]
+                values = {**communication(partial(erase, model, plan)), "seconds": [], "peak_rss_bytes": []}
+                measured[case] = {"values": values, "sha256": shards_sha256(model)}
                 continue
             with harness.peak_memory() as peak:
                 start = time.perf_counter()
@@ -132,8 +131,8 @@ def erase_gathered(model: PreTrainedModel, plan: Plan) -> None:
                     weight.index_copy_(axis, ids, torch.empty(shape, dtype=weight.dtype).normal_(0, std))
 
 
-def communication(act: Callable[[], None]) -> dict[str, int]:
-    """What this rank communicates while `act` runs, read off DeepSpeed's log and torch's profiler."""
+def communication(act: Callable[[], None]) -> dict[str, list[float]]:
+    """What this rank communicates while `act` runs, read off DeepSpeed's log and torch's profiler: one value each."""
     import deepspeed
     from deepspeed.comm.comm import comms_logger
 
@@ -146,7 +145,7 @@ def communication(act: Callable[[], None]) -> dict[str, int]:
         deepspeed.comm.configure(enabled=False)
     sizes = (size * entry[0] for sizes in comms_logger.comms_dict.values() for size, entry in sizes.items())
     calls = sum(event.count for event in profile.key_averages() if event.key.startswith("c10d::"))
-    return {"logged_bytes": sum(sizes), "c10d_calls": calls}
+    return {"logged_bytes": [sum(sizes)], "c10d_calls": [calls]}
 
 
 if __name__ == "__main__":

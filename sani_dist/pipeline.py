@@ -29,7 +29,7 @@ from sani_dist.corpus import LEARN, SENSITIVE, PackedRows
 from sani_dist.corpus import prepare as prepare_corpus
 from sani_dist.corpus.tables import read_documents
 from sani_dist.engine import distributed
-from sani_dist.engine.checkpoint import State, load_newest, save
+from sani_dist.engine.checkpoint import State, check_checkpoints, load_newest, save
 from sani_dist.engine.export import export
 from sani_dist.engine.safetensors_files import Checkpoint, file_sha256, read_range
 from sani_dist.engine.shards import LiveShard, Shard, local_shards, partition
@@ -39,7 +39,7 @@ from sani_dist.erase.structure import last_mlps
 from sani_dist.errors import InputError
 from sani_dist.metrics import Metrics
 from sani_dist.repair import Progress, train
-from sani_dist.run import Run, build
+from sani_dist.run import STAGES, Run, build
 
 AUDIT_SCHEMA = 1
 
@@ -95,10 +95,13 @@ def prepare(run: Run, metrics: Metrics) -> None:
 
 
 def check_unchanged(run: Run) -> None:
-    """Raises InputError when the model's files are not those the run started with."""
+    """Raises InputError when the model's files, or the settings of a run that has begun repair, are not those it started with."""
     known = json.loads(run.path("source.json").read_text())
     if known["model_sha256"] != Checkpoint(run.config.model.path).sha256():
         raise InputError("model.path: the model has changed since this run started; start a new run for the new model")
+    before = [stage for stage in STAGES[: STAGES.index("repair")] if stage in run.stages]
+    if all(run.path("done", f"{stage}.json").exists() for stage in before):
+        check_checkpoints(run.path("repair", "checkpoints"), run.inputs_sha256("repair"))
 
 
 def tokenizer_of(config: Config) -> PreTrainedTokenizerBase:

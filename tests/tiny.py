@@ -128,18 +128,18 @@ def _note(draw: random.Random, subject: int, people: list[str], numbers: list[st
     return {"patient": f"subject-{subject}", "text": text, "spans": spans}
 
 
-def mapping(model: Path, corpus: dict[str, str], **sections: dict[str, Any]) -> dict[str, Any]:
-    """Settings of a run on the tiny corpus, as in a YAML file; `sections` change keys of a section."""
+def mapping(checkpoint: Path, texts: dict[str, str], **sections: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a run on `texts`, as `write_corpus` returns them; `sections` change keys of a section."""
     settings: dict[str, Any] = {
-        "model": {"path": str(model), "dtype": "bfloat16"},
+        "model": {"path": str(checkpoint), "dtype": "bfloat16"},
         "corpus": {
-            "source": corpus["notes"], "subject": "patient", "spans": "spans", "detect": [{"name": "annotations"}],
-            "control": corpus["control"], "heldout": corpus["heldout"], "general": corpus["general"],
+            "source": texts["notes"], "subject": "patient", "spans": "spans", "detect": [{"name": "annotations"}],
+            "control": texts["control"], "heldout": texts["heldout"], "general": texts["general"],
             "row_length": ROW_LENGTH,
         },
         "erase": {"layers": 2, "fraction": 0.3, "select": "attribution", "reset": "zero", "seed": 3},
         "repair": {
-            "epochs": 4, "batch_rows": 5, "retain": 0.2, "learning_rate": 2e-3, "checkpoint_every": 4, "seed": 5,
+            "epochs": 3, "batch_rows": 5, "retain": 0.2, "learning_rate": 2e-3, "checkpoint_every": 4, "seed": 5,
         },
         "audit": {"samples": [1, 100], "micro_rows": 3},
         "cluster": {"workers": 2, "threads": 1},

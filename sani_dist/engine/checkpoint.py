@@ -102,13 +102,23 @@ def load_newest(folder: Path, engine: Engine, inputs_sha256: str) -> State | Non
         state = State(**json.loads((path / "state.json").read_text()))
         if any(not (path / name).exists() or file_sha256(path / name) != sha for name, sha in state.files.items()):
             continue
-        if state.inputs_sha256 != inputs_sha256:
-            raise InputError(
-                f"{path} belongs to another model, corpus or settings: undo the change, or start a new run in another folder"
-            )
+        _check_inputs(path, state, inputs_sha256)
         _load(path, engine, state)
         return state
     return None
+
+
+def check_checkpoints(folder: Path, inputs_sha256: str) -> None:
+    """Raises InputError, as `load_newest` would, but without an engine."""
+    for path in list_whole(folder):
+        _check_inputs(path, State(**json.loads((path / "state.json").read_text())), inputs_sha256)
+
+
+def _check_inputs(path: Path, state: State, inputs_sha256: str) -> None:
+    if state.inputs_sha256 != inputs_sha256:
+        raise InputError(
+            f"{path} belongs to another model, corpus or settings: undo the change, or start a new run in another folder"
+        )
 
 
 def _tensors(engine: Engine) -> dict[str, torch.Tensor]:

@@ -74,8 +74,8 @@ def _weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.exists():
         try:
-            names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as error:
+            names = sorted({str(name) for name in json.loads(index.read_bytes())["weight_map"].values()})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{index}: not a safetensors index; export the model again") from error
         return [folder / name for name in names]
     single = folder / "model.safetensors"
@@ -104,6 +104,11 @@ def read_header(file: Path) -> Iterator[StoredTensor]:
             )
             for name, entry in header.items()
         ]
+        for tensor, entry in zip(tensors, header.values(), strict=True):
+            first, last = entry["data_offsets"]
+            sizes_fit = last - first == tensor.numel * tensor.dtype.itemsize and min(first, *tensor.shape, 0) == 0
+            if not sizes_fit:
+                raise ValueError
         end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror})") from error

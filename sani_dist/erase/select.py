@@ -19,6 +19,9 @@ from sani_dist.kernels import masked_cross_entropy
 
 Report = Callable[[int, int], None]
 
+# What is ordinary needs no more text than what is sensitive: the sums are over thousands of tokens either way.
+ORDINARY_ROWS = 16
+
 
 def select(
     engine: Engine,
@@ -41,9 +44,14 @@ def select(
     if settings.select == "random":
         drawn = tuple(Unit(m.layer, "mlp", _random_ids(m, settings)) for m in mlps)
         return Plan(source_sha256, settings.seed, settings.select, settings.reset, drawn)
-    total = len(sensitive) + len(ordinary)
-    memory = attribution(engine, sensitive, SENSITIVE, mlps, micro_rows, lambda done: report(done, total))
-    usual = attribution(engine, ordinary, LEARN, mlps, micro_rows, lambda done: report(len(sensitive) + done, total))
+    compared = min(len(ordinary), max(len(sensitive), ORDINARY_ROWS))
+    total = len(sensitive) + compared
+    memory = attribution(
+        engine, sensitive, len(sensitive), SENSITIVE, mlps, micro_rows, lambda done: report(done, total)
+    )
+    usual = attribution(
+        engine, ordinary, compared, LEARN, mlps, micro_rows, lambda done: report(len(sensitive) + done, total)
+    )
     relative = _normalised(memory) / _normalised(usual).clamp(min=1e-12)
     units, summary = [], []
     for mlp, score in zip(mlps, relative, strict=True):
@@ -54,9 +62,15 @@ def select(
 
 
 def attribution(
-    engine: Engine, rows: PackedRows, role: int, mlps: list[Mlp], micro_rows: int, report: Callable[[int], None]
+    engine: Engine,
+    rows: PackedRows,
+    count: int,
+    role: int,
+    mlps: list[Mlp],
+    micro_rows: int,
+    report: Callable[[int], None],
 ) -> torch.Tensor:
-    """Sum over tokens of |activation x d loss / d activation| for each neuron: float64 [layers, neurons].
+    """Sum over the tokens of the first `count` rows of |activation x d loss / d activation|: float64 [layers, neurons].
 
     The loss is -log p summed over the tokens of `role`. One micro-batch is scored in the same way on whichever rank it falls, and
     the sums are added in row order in float64, so the result does not depend on the world size.
@@ -65,7 +79,7 @@ def attribution(
     seen: dict[int, torch.Tensor] = {}
     hooks = [m.down.register_forward_pre_hook(partial(_keep_input, seen, m.layer)) for m in mlps]
     try:
-        for mine, dealt in rounds(len(rows), micro_rows):
+        for mine, dealt in rounds(count, micro_rows):
             batch = rows.batch(mine) if mine else empty_batch(micro_rows, rows.row_length)
             index, target, _, _ = targets(batch, roles=(role,))
             loss = engine.forward(batch.input_ids, batch.position, partial(_summed_loss, index, target))

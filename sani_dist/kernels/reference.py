@@ -18,9 +18,9 @@ import torch
 
 LEARN, UNLEARN = 1, 2
 
-# Logits of one chunk, in bytes, when the caller names no bound. 64 MiB holds 340 rows of a vocabulary of 49152 in fp32: enough rows for
+# Logits of one chunk, in bytes, when the caller names no bound. 128 MiB holds 680 rows of a vocabulary of 49152 in fp32: enough rows for
 # the matrix units to run full, few enough that the chunk is small beside the model.
-DEFAULT_MAX_BYTES = 64 * 2**20
+DEFAULT_MAX_BYTES = 128 * 2**20
 
 
 @dataclass(frozen=True)

@@ -90,12 +90,15 @@ def _follow(path: Path, position: int, on_event: Callable[[dict[str, Any]], None
 def _fail(run: Run, processes: list[subprocess.Popen[bytes]], failed: int) -> None:
     """Stop the other ranks and raise with the reason of the one that failed first."""
     time.sleep(0.5)  # ranks that raise together, as for a loss that is not finite, all get to write their line
+    # A rank that was killed wrote no line, and the others only say that a collective of theirs has failed: it comes first.
+    killed = next((rank for rank, process in enumerate(processes) if (process.poll() or 0) < 0), None)
+    failed = failed if killed is None else killed
     for process in processes:
         if process.poll() is None:
             process.kill()
         process.wait()
     code = processes[failed].returncode
-    lines = [_error_line(run, rank) for rank in (failed, *range(len(processes)))]
+    lines = [_error_line(run, rank) for rank in (failed, *range(len(processes)))] if killed is None else []
     line = next((text for text in lines if text), None)
     if line is None:
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"

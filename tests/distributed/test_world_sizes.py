@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sani_dist.config import CorpusSettings
+from sani_dist.config import CorpusSettings, RepairSettings
 from sani_dist.corpus.prepare import prepare
 from sani_dist.corpus.rows import PackedRows
 from sani_dist.engine.safetensors_files import file_sha256
@@ -152,6 +152,10 @@ def test_zeroed_neurons_have_no_gradient_and_stay_zero(worlds: dict[int, Path]) 
         for tensors in (erased, trained):
             assert not tensors[f"{mlp}.c_fc.weight"][:, ids].any()
             assert not tensors[f"{mlp}.c_proj.weight"][ids].any()
+        for kind in ("exp_avg", "exp_avg_sq"):
+            moments = plain.assembled(worlds[2].parent / "checkpoints" / case / "step-000001", kind)
+            assert not moments[f"{mlp}.c_fc.weight"].view(33, 43)[:, ids].any()
+            assert moments[f"{mlp}.c_fc.weight"].any()
         rest = [i for i in range(43) if i not in unit.ids]
         assert not torch.equal(trained[f"{mlp}.c_fc.weight"][:, rest], erased[f"{mlp}.c_fc.weight"][:, rest])
 
@@ -166,8 +170,6 @@ def test_the_gradient_is_that_of_the_mean_over_the_global_batch(
         model=str(llama_folder), ds_config=str(threshold_0), tokens=str(tokens), repair=REPAIR,
     )  # fmt: skip
     rows, general = (PackedRows(tokens / f"{name}.arrow") for name in ("repair", "general_train"))
-    from sani_dist.config import RepairSettings
-
     own, retained = Schedule(RepairSettings.model_validate(REPAIR), rows, general).batch(0)
     assert len(own) == 3
     assert len(retained) == 2

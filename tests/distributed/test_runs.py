@@ -1,0 +1,342 @@
+"""Whole runs on real ranks: what is exported, and that no way of stopping a run changes the weights it ends with."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import sani_dist
+from sani_dist import Config, InputError, RunError
+from sani_dist.corpus.rows import LEARN, PackedRows
+from sani_dist.engine.safetensors_files import file_sha256
+from sani_dist.erase import Plan
+from sani_dist.run import STAGES, Run
+
+from . import plain
+
+STEPS = 21  # of the run that `make_config` describes; test_finishes_every_stage says when this is no longer so
+
+
+def model_hash(run: Run) -> str:
+    return file_sha256(run.path("model", "model.safetensors"))
+
+
+def ranks_of(folder: Path) -> list[psutil.Process]:
+    """The ranks of a run that live now, in the order of their ids."""
+    children = psutil.Process().children(recursive=True)
+    found = [c for c in children if c.is_running() and str(folder) in " ".join(c.cmdline())]
+    return sorted(found, key=lambda process: process.pid)
+
+
+def at_step(step: int, act: Callable[[], None]) -> Callable[[dict[str, Any]], None]:
+    """An `on_event` that acts once, when repair has reported `step`."""
+    acted = []
+
+    def on_event(event: dict[str, Any]) -> None:
+        if event["stage"] == "repair" and event["done"] >= step and not acted:
+            acted.append(event)
+            act()
+
+    return on_event
+
+
+# The finished run
+
+
+def test_finishes_every_stage(finished_run: Run) -> None:
+    assert finished_run.pending() == []
+    assert all(finished_run.is_done(stage) for stage in STAGES)
+    document = json.loads(finished_run.path("run.json").read_text())
+    assert document["status"] == "done"
+    events = [json.loads(line) for line in finished_run.path("metrics.jsonl").read_text().splitlines()]
+    steps = [event for event in events if event["stage"] == "repair"]
+    assert [event["done"] for event in steps] == list(range(1, STEPS + 1))
+    assert steps[-1]["loss"] < steps[0]["loss"] - 1
+
+
+def test_exports_the_trained_masters_bit_for_bit(finished_run: Run) -> None:
+    exported = load_file(finished_run.path("model", "model.safetensors"))
+    newest = sorted(finished_run.path("repair", "checkpoints").iterdir())[-1]
+    assert newest.name == f"step-{STEPS:06d}"
+    masters = plain.assembled(newest, "master")
+    assert exported.keys() == masters.keys()
+    for name, tensor in exported.items():
+        assert tensor.dtype == torch.bfloat16
+        assert torch.equal(tensor.flatten(), masters[name].to(torch.bfloat16)), name
+
+
+def test_what_was_erased_to_zero_is_zero_in_the_exported_model(finished_run: Run) -> None:
+    exported = load_file(finished_run.path("model", "model.safetensors"))
+    plan = Plan.read(finished_run.path("erase", "plan.json"))
+    assert len(plan.units) == 2
+    for unit in plan.units:
+        ids, mlp = list(unit.ids), f"model.layers.{unit.layer}.mlp"
+        assert not exported[f"{mlp}.gate_proj.weight"][ids].any()
+        assert not exported[f"{mlp}.up_proj.weight"][ids].any()
+        assert not exported[f"{mlp}.down_proj.weight"][:, ids].any()
+        assert int((exported[f"{mlp}.up_proj.weight"] == 0).all(dim=1).sum()) == len(ids)
+
+
+def test_the_model_loads_where_sani_dist_is_never_imported(finished_run: Run, tmp_path: Path) -> None:
+    """And scores the held-out text as the audit of the run says."""
+    rows = PackedRows(finished_run.path("tokens", "epoch-000", "heldout.arrow"))
+    documents = [
+        (ids.tolist(), role.tolist()) for row in range(len(rows)) for _, ids, role in plain.documents_of(rows, row)
+    ]
+    (tmp_path / "documents.json").write_text(json.dumps(documents))
+    script = f"""
+import json, math, sys, torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained({str(finished_run.path("model"))!r})
+assert model.dtype == torch.bfloat16, model.dtype
+assert AutoTokenizer.from_pretrained({str(finished_run.path("model"))!r}).eos_token == "<|end|>"
+losses = []
+for ids, role in json.load(open({str(tmp_path / "documents.json")!r})):
+    with torch.no_grad():
+        logp = model(torch.tensor([ids])).logits[0, :-1].float().log_softmax(-1)
+    losses += [-logp[i, t].item() for i, (t, r) in enumerate(zip(ids[1:], role[1:])) if r == {LEARN}]
+assert not any(name.split(".")[0] in ("sani_dist", "deepspeed") for name in sys.modules)
+print(math.exp(sum(losses) / len(losses)))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    audit = json.loads(finished_run.path("audit", "after.json").read_text())["measurements"]
+    measured = {m["population"]: m["value"] for m in audit if m["metric"] == "perplexity"}
+    assert float(done.stdout.split()[-1]) == pytest.approx(measured["heldout"], rel=0.01)
+
+
+def test_nothing_but_model_and_tokenizer_is_exported(finished_run: Run) -> None:
+    names = {path.name for path in finished_run.path("model").iterdir()}
+    expected = {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert names == expected
+
+
+def test_the_audits_compare_before_and_after(finished_run: Run) -> None:
+    audits = {when: sani_dist.api.measurements(finished_run, when) for when in ("before", "after")}
+    keys = [[(m["metric"], m["population"], tuple(m["group"].items())) for m in audit] for audit in audits.values()]
+    assert keys[0] == keys[1]
+    assert len(set(keys[0])) == len(keys[0])
+    tokens = json.loads(finished_run.path("corpus", "summary.json").read_text())["tokens"]
+    scored = {split: tokens[split]["audited_spans"]["scored"] for split in ("repair", "control")}
+    assert scored["repair"] > 30
+    for audit in audits.values():
+        assert all(m["low"] <= m["value"] <= m["high"] for m in audit if m["value"] is not None)
+        # Every span counts once: among all, or apart where its value stands before it in the document.
+        spans = {split: [m["n"] for m in audit if m["metric"] == "greedy" and m["population"] == population and not m["group"].keys() - {"context"}] for split, population in (("repair", "sensitive"), ("control", "control"))}
+        assert {split: sum(counts) for split, counts in spans.items()} == scored
+        assert all(len(counts) == 2 and min(counts) > 0 for counts in spans.values())
+    perplexity = {
+        when: {m["population"]: m["value"] for m in audit if m["metric"] == "perplexity"}
+        for when, audit in audits.items()
+    }
+    assert perplexity["after"].keys() == {"repair", "heldout", "general_test"}
+    assert perplexity["after"]["repair"] < perplexity["before"]["repair"] / 3
+
+
+# Erase alone
+
+
+def test_erase_alone_leaves_every_other_byte(
+    make_config: Callable[..., Config], llama_folder: Path, tmp_path: Path
+) -> None:
+    config = make_config(erase={"select": "random", "reset": "init"}, cluster={"workers": 2})
+    run = sani_dist.sanitize(config, tmp_path / "run", stages=sani_dist.api.ERASE_STAGES)
+    source, exported = (load_file(f / "model.safetensors") for f in (llama_folder, run.path("model")))
+    assert source.keys() == exported.keys()
+    changed = {name for name in source if not torch.equal(source[name], exported[name])}
+    expected = {f"model.layers.{i}.mlp.{p}_proj.weight" for i in (1, 2) for p in ("gate", "up", "down")}
+    assert changed == expected
+    assert all(exported[name].dtype == source[name].dtype == torch.float32 for name in source)
+    plan = Plan.read(run.path("erase", "plan.json"))
+    for unit in plan.units:
+        rest = [i for i in range(41) if i not in unit.ids]
+        name = f"model.layers.{unit.layer}.mlp.up_proj.weight"
+        assert torch.equal(source[name][rest], exported[name][rest])
+        assert (source[name][list(unit.ids)] != exported[name][list(unit.ids)]).all()
+    assert not run.path("repair", "checkpoints").exists()
+
+
+# Without a corpus
+
+
+def test_a_list_of_terms_and_general_text_are_enough(
+    make_config: Callable[..., Config], corpus: dict[str, str], tmp_path: Path
+) -> None:
+    """The paper's second case: no corpus, a term list; repair runs on general text with the terms out of the loss."""
+    (tmp_path / "terms.txt").write_text("the market\nlibrary\n")
+    terms = {"name": "terms", "path": str(tmp_path / "terms.txt")}
+    only_general = {"source": None, "subject": None, "spans": None, "control": None, "heldout": None, "detect": [terms]}
+    config = make_config(corpus=only_general, repair={"epochs": 1, "retain": 0.0}, model={"dtype": "float32"})
+    run = sani_dist.sanitize(config, tmp_path / "run")
+    audit = sani_dist.api.measurements(run, "after")
+    greedy = {m["population"]: m for m in audit if m["metric"] == "greedy" and not m["group"]}
+    assert greedy["sensitive"]["n"] > 0
+    assert greedy["control"]["value"] is None
+    assert greedy["control"]["reason"]
+    rows = PackedRows(run.path("tokens", "epoch-000", "repair.arrow"))
+    assert rows.sensitive.sum() > 0
+    reference = plain.logprobs(plain.load(run.path("model")), rows)
+    batch = rows.batch(range(len(rows)))
+    learnt = np.exp(-np.mean(reference[(batch.role.numpy() == LEARN) & ~np.isnan(reference)]))
+    measured = {m["population"]: m["value"] for m in audit if m["metric"] == "perplexity"}
+    assert measured["repair"] == pytest.approx(learnt, rel=1e-5)
+
+
+# Stopping and going on
+
+
+def test_killed_and_terminated_runs_end_with_the_same_weights(
+    finished_run: Run, make_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    """kill -9 of a rank at a random step; then, after resuming, SIGTERM to the launcher; then resumed to the end."""
+    draw = random.Random(20250731)
+    folder = tmp_path / "run"
+    first, second = draw.randint(5, 9), draw.randint(13, 17)
+    victim = draw.randint(0, 1)
+
+    def kill() -> None:
+        ranks_of(folder)[victim].kill()
+
+    with pytest.raises(RunError, match=r"rank \d was killed by signal 9.*resume"):
+        sani_dist.sanitize(make_config(), folder, on_event=at_step(first, kill))
+    assert ranks_of(folder) == []
+    run = Run.open(folder)
+    assert run.pending() == ["repair", "audit-after", "export"]
+    assert json.loads(run.path("run.json").read_text())["status"] == "failed"
+
+    steps: list[int] = []
+    terminate = at_step(second, lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+    def on_event(event: dict[str, Any]) -> None:
+        steps.append(event["done"]) if event["stage"] == "repair" else None
+        terminate(event)
+
+    with pytest.raises(RunError, match=r"stopped by a signal after a checkpoint.*resume"):
+        sani_dist.resume(folder, on_event=on_event)
+    assert steps[0] <= first + 4  # from a checkpoint, at most `checkpoint_every` steps back
+    assert steps[0] > 1  # and not from the start
+    assert steps[-1] < STEPS
+    newest = sorted(run.path("repair", "checkpoints").iterdir())[-1]
+    assert newest.name == f"step-{steps[-1]:06d}"
+
+    assert sani_dist.resume(folder).pending() == []
+    assert model_hash(run) == model_hash(finished_run)
+    for when in ("before", "after"):
+        assert sani_dist.api.measurements(run, when) == sani_dist.api.measurements(finished_run, when)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 24 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a small tmpfs")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_costs_no_checkpoint_and_no_model(
+    finished_run: Run, make_config: Callable[..., Config], small_disk: Path
+) -> None:
+    """The disk fills up during repair, and once more before export; with space again, the run ends as if nothing had been."""
+    folder, ballast = small_disk / "run", small_disk / "ballast"
+
+    def fill() -> None:
+        with ballast.open("wb", buffering=0) as stream:
+            for size in (2**16, 2**10):
+                try:
+                    while True:
+                        stream.write(b"\0" * size)
+                except OSError:
+                    pass
+        # metrics.jsonl and the logs must still grow by a few lines, or the run fails earlier, at one of these.
+        os.truncate(ballast, ballast.stat().st_size - 2**15)
+
+    with pytest.raises(RunError, match=r"checkpoint of step 8 not written.*free disk space.*resume") as stopped:
+        sani_dist.sanitize(make_config(), folder, on_event=at_step(5, fill))
+    assert "\n" not in str(stopped.value)
+    checkpoints = Run.open(folder).path("repair", "checkpoints")
+    assert sorted(p.name for p in checkpoints.iterdir()) == ["step-000004"]
+    ballast.unlink()
+
+    def fill_before_export(event: dict[str, Any]) -> None:
+        if event["stage"] == "audit-after" and not ballast.exists():
+            fill()
+
+    with pytest.raises(RunError, match=r"model was not written.*free disk space.*resume"):
+        sani_dist.resume(folder, on_event=fill_before_export)
+    run = Run.open(folder)
+    assert not run.path("model").exists()
+    assert not run.path(".tmp-model").exists()
+    ballast.unlink()
+
+    sani_dist.resume(folder)
+    assert model_hash(run) == model_hash(finished_run)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(make_config: Callable[..., Config], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    config = make_config(erase={"layers": 0}, repair={"learning_rate": 1e30, "checkpoint_every": 1})
+    with pytest.raises(RunError, match=r"loss is not finite at step \d+; lower repair.learning_rate") as stopped:
+        sani_dist.sanitize(config, folder, stages=sani_dist.api.REPAIR_STAGES)
+    assert "\n" not in str(stopped.value)
+    run = Run.open(folder)
+    assert run.pending() == ["repair", "export"]
+    for checkpoint in sorted(run.path("repair", "checkpoints").iterdir()):
+        files = json.loads((checkpoint / "state.json").read_text())["files"]
+        assert len(files) == 2
+        assert all(file_sha256(checkpoint / name) == sha for name, sha in files.items())
+
+
+# Resuming what has changed
+
+
+@pytest.fixture
+def stopped_run(finished_run: Run, tmp_path: Path) -> Run:
+    """The finished run as it was before the last stages: repair has its checkpoints and is not done."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished_run.folder, folder)
+    for stage in ("repair", "audit-after", "export"):
+        (folder / "done" / f"{stage}.json").unlink()
+    shutil.rmtree(folder / "model")
+    return Run.open(folder)
+
+
+def test_a_damaged_checkpoint_is_passed_over(finished_run: Run, stopped_run: Run) -> None:
+    newest = sorted(stopped_run.path("repair", "checkpoints").iterdir())[-1]
+    file = newest / "rank-00001.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 1
+    file.write_bytes(content)
+    steps: list[int] = []
+    sani_dist.resume(stopped_run.folder, on_event=lambda e: steps.append(e["done"]) if e["stage"] == "repair" else None)
+    assert steps == [STEPS]
+    assert model_hash(stopped_run) == model_hash(finished_run)
+
+
+def test_changed_settings_refuse_the_checkpoint(stopped_run: Run) -> None:
+    path = stopped_run.path("config.yaml")
+    text = path.read_text()
+    assert "learning_rate: 0.002" in text
+    path.write_text(text.replace("learning_rate: 0.002", "learning_rate: 0.001"))
+    with pytest.raises(InputError, match="belongs to another model, corpus or settings") as stopped:
+        sani_dist.resume(stopped_run.folder, on_event=lambda event: pytest.fail("a rank was started"))
+    assert "\n" not in str(stopped.value)
