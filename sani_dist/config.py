@@ -163,10 +163,10 @@ class EraseSettings(Settings):
 class RepairSettings(Settings):
     """Fine-tuning with sensitive tokens left out of the loss."""
 
-    objective: Literal["mask", "plain"] = Field(
+    objective: Literal["mask", "unlikelihood", "plain"] = Field(
         "mask",
-        description="mask: sensitive tokens are left out of the loss; plain: ordinary fine-tuning on every token (how the demo "
-        "makes a model that has memorised)",
+        description="mask: sensitive tokens are left out of the loss; unlikelihood: they are also pushed down by -log(1 - p); "
+        "plain: ordinary fine-tuning on every token (how the demo makes a model that has memorised)",
     )
     epochs: Annotated[float, Field(ge=0)] = Field(2, description="passes over the text; 0 repairs nothing")
     retain: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="share of rows of general text in each batch")
@@ -230,8 +230,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "repair": {"epochs": 2, "retain": 0.0},
     },
     "targeted": {
-        "erase": {"layers": 8, "fraction": 0.2, "select": "attribution", "reset": "zero"},
-        "repair": {"epochs": 2, "retain": 0.33},
+        "erase": {"layers": 8, "fraction": 0.05, "select": "attribution", "reset": "zero"},
+        "repair": {"objective": "unlikelihood", "epochs": 3, "retain": 0.33, "batch_rows": 6, "learning_rate": 4e-4},
     },
 }
 

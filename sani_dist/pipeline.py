@@ -25,7 +25,7 @@ from sani_dist.audit.measurement import Measurement
 from sani_dist.audit.scores import TokenScores, score
 from sani_dist.audit.utility import perplexity
 from sani_dist.config import Config
-from sani_dist.corpus import LEARN, SENSITIVE, PackedRows
+from sani_dist.corpus import PackedRows
 from sani_dist.corpus import prepare as prepare_corpus
 from sani_dist.corpus.tables import read_documents
 from sani_dist.engine import distributed
@@ -300,7 +300,6 @@ class _Worker:
             return True
         state = train(
             self.engine, self._needed_rows("repair"), self._rows("general_train"), settings, state,
-            roles=(LEARN,) if settings.objective == "mask" else (LEARN, SENSITIVE),
             stop=lambda _: self.stopping,
             save=lambda reached: save(folder, self.engine, reached),
             report=self._report_step,

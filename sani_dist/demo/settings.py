@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from sani_dist.config import PRESETS
+
 NOTES, CONTROL, HELDOUT, GENERAL = "notes.jsonl", "control.jsonl", "heldout.jsonl", "general.jsonl"
 
 # Two notes to a row, with little padding.
@@ -56,8 +58,8 @@ def demo_config(folder: Path, seed: int, workers: int = 2) -> dict[str, Any]:
             "general": str(folder / GENERAL),
             "row_length": ROW_LENGTH,
         },
-        "erase": {"seed": seed},
-        "repair": {"seed": seed},
+        "erase": {**PRESETS["targeted"]["erase"], "seed": seed},
+        "repair": {**PRESETS["targeted"]["repair"], "micro_rows": max(1, 6 // workers), "seed": seed},
         "cluster": {"workers": workers, "threads": 1},
     }
 
@@ -67,7 +69,7 @@ def memorise_config(folder: Path, seed: int, workers: int = 2) -> dict[str, Any]
     corpus = {
         key: value
         for key, value in demo_config(folder, seed)["corpus"].items()
-        if key in ("source", "subject", "spans")
+        if key in ("source", "subject", "spans", "general")
     }
     return {
         "model": {"path": str(folder / "base"), "dtype": "bfloat16"},
@@ -75,10 +77,13 @@ def memorise_config(folder: Path, seed: int, workers: int = 2) -> dict[str, Any]
         "erase": {"layers": 0},
         "repair": {
             "objective": "plain",
-            "epochs": 8,
+            "epochs": 7,
+            # Without general text among the notes, the model would forget its English long before it knows them by heart.
+            "retain": 0.25,
             "batch_rows": 4,
             "micro_rows": max(1, 4 // workers),
-            "learning_rate": 3e-4,
+            "learning_rate": 5e-4,
+            "betas": [0.9, 0.95],
             "checkpoint_every": 1000,
             "seed": seed,
         },

@@ -20,7 +20,9 @@ class Schedule:
         self.rows = len(rows)
         self.retain = len(retain) if retain is not None and settings.retain > 0 else 0
         # At least one row is of the repair text: both together are never more than the ranks take in a step.
-        self.retain_rows = min(round(settings.batch_rows * settings.retain), settings.batch_rows - 1) if self.retain else 0
+        self.retain_rows = (
+            min(round(settings.batch_rows * settings.retain), settings.batch_rows - 1) if self.retain else 0
+        )
         self.own_rows = settings.batch_rows - self.retain_rows
         self.steps = math.ceil(settings.epochs * self.rows / self.own_rows)
 

@@ -1,9 +1,11 @@
 """The training loop of repair.
 
-    loss = sum over learnable tokens of -log p / number of learnable tokens in the global batch
+    loss = (sum over learnable tokens of -log p  [+ sum over sensitive tokens of -log(1 - p)])
+           / number of learnable tokens in the global batch
 
-whatever the split over ranks and accumulation steps: DeepSpeed averages over ranks and divides by the accumulation steps, so
-each micro-batch's loss is multiplied by both.
+the bracket only for the objective `unlikelihood` (Welleck et al., arXiv 1908.04319); whatever the split over ranks and
+accumulation steps: DeepSpeed averages over ranks and divides by the accumulation steps, so each micro-batch's loss is
+multiplied by both.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from functools import partial
 import torch
 
 from sani_dist.config import RepairSettings
-from sani_dist.corpus.rows import LEARN, Batch, PackedRows, empty_batch, targets
+from sani_dist.corpus.rows import LEARN, SENSITIVE, Batch, PackedRows, empty_batch, targets
 from sani_dist.engine import distributed
 from sani_dist.engine.checkpoint import State
 from sani_dist.engine.zero3 import Engine
@@ -46,7 +48,6 @@ def train(
     settings: RepairSettings,
     state: State,
     *,
-    roles: tuple[int, ...] = (LEARN,),
     stop: Callable[[State], bool] = lambda state: False,
     save: Callable[[State], object] = lambda state: None,
     report: Callable[[Progress], None] = lambda progress: None,
@@ -57,7 +58,6 @@ def train(
         engine: wrapped by `for_training`.
         rows: the repair text. Empty global batches cannot occur; a rank without rows gets an empty micro-batch and still joins.
         retain: general text, or None.
-        roles: roles of the targets that are learnt; (1,) leaves the sensitive ones out of the loss.
         stop: asked on every rank after every step; if it is true on any, all stop after a checkpoint.
         save: writes a checkpoint, called every `checkpoint_every` steps, at the end and on stop.
 
@@ -68,16 +68,19 @@ def train(
     saved = state.step
     while state.step < schedule.steps:
         started = time.perf_counter()
-        batches, learnable = _deal(engine, schedule, state.step, rows, retain, settings, roles)
+        batches, learnable = _deal(engine, schedule, state.step, rows, retain, settings)
         rate = schedule.learning_rate(state.step)
         for group in engine.ds.optimizer.param_groups:
             group["lr"] = rate
         loss = torch.zeros((), dtype=torch.float64)
         for batch in batches:
-            index, target, _, _ = targets(batch, roles=roles)
-            compute = partial(
-                _loss, index, target, max(1, learnable) / (distributed.world_size() * engine.accumulation)
+            index, target, role, _ = targets(
+                batch, roles=(LEARN,) if settings.objective == "mask" else (LEARN, SENSITIVE)
             )
+            # The kernel reads role 2 as "push down"; without roles every target is learnt.
+            role_or_none = role if settings.objective == "unlikelihood" else None
+            normalizer = max(1, learnable) / (distributed.world_size() * engine.accumulation)
+            compute = partial(_loss, index, target, role_or_none, normalizer)
             scaled = engine.ds(batch.input_ids.to(engine.device), batch.position.to(engine.device), compute)
             loss += scaled.detach().double().cpu() / (distributed.world_size() * engine.accumulation)
             engine.ds.backward(scaled)
@@ -106,11 +109,11 @@ def train(
 
 
 def _deal(
-    engine: Engine, schedule: Schedule, step: int, rows: PackedRows, retain: PackedRows | None, settings: RepairSettings,
-    roles: tuple[int, ...],
+    engine: Engine, schedule: Schedule, step: int, rows: PackedRows, retain: PackedRows | None, settings: RepairSettings
 ) -> tuple[list[Batch], int]:  # fmt: skip
-    """This rank's micro-batches of a step, and the number of targets in the whole global batch, from row metadata alone."""
+    """This rank's micro-batches of a step, and the number of learnt tokens in the global batch, from row metadata alone."""
     own, retained = schedule.batch(step)
+    roles = (LEARN, SENSITIVE) if settings.objective == "plain" else (LEARN,)
     learnable = _count(rows, own, roles) + (0 if retain is None else _count(retain, retained, roles))
     chosen = [(rows, i) for i in own] + [(retain, i) for i in retained if retain is not None]
     batches = []
@@ -133,9 +136,12 @@ def _stacked(parts: list[Batch]) -> Batch:
     return Batch(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Batch)))
 
 
-def _loss(index: torch.Tensor, target: torch.Tensor, normalizer: float, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:  # fmt: skip # noqa: E501
+def _loss(index: torch.Tensor, target: torch.Tensor, role: torch.Tensor | None, normalizer: float, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:  # fmt: skip # noqa: E501
     device = hidden.device
-    return masked_cross_entropy(hidden, weight, target.to(device), index.to(device), normalizer=normalizer, bias=bias)
+    roles = None if role is None else role.to(device)
+    return masked_cross_entropy(
+        hidden, weight, target.to(device), index.to(device), roles=roles, normalizer=normalizer, bias=bias
+    )
 
 
 def _check_finite(loss: torch.Tensor, state: State) -> None:

@@ -29,7 +29,9 @@ SAMPLES = (1, 100)
 
 def table(places: list[tuple[int, int, int, int, str, bool]]) -> pd.DataFrame:
     ids = range(100, 100 + len(places))
-    token_spans = pd.DataFrame({"span_id": ids, **dict(zip(("row", "first", "end"), zip(*[p[:3] for p in places]), strict=True))})
+    token_spans = pd.DataFrame(
+        {"span_id": ids, **dict(zip(("row", "first", "end"), zip(*[p[:3] for p in places], strict=True), strict=True))}
+    )
     spans = pd.DataFrame(
         {
             "span_id": ids, "document": [p[3] for p in places], "kind": [p[4] for p in places],

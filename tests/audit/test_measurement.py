@@ -34,7 +34,9 @@ def test_bootstrap_holds_the_truth_in_about_95_of_100() -> None:
         values = draw.exponential(2.0, 80)
         low, high = bootstrap_by_document(values, np.ones(80), np.arange(80))
         held += low <= 2.0 <= high
-    assert 175 <= held <= 199  # 0.95 +- 4 standard errors, and the percentile interval is a little short for skewed values
+    assert (
+        175 <= held <= 199
+    )  # 0.95 +- 4 standard errors, and the percentile interval is a little short for skewed values
 
 
 def test_bootstrap_resamples_documents_not_spans() -> None:

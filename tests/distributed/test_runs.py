@@ -136,7 +136,14 @@ def test_the_audits_compare_before_and_after(finished_run: Run) -> None:
     for audit in audits.values():
         assert all(m["low"] <= m["value"] <= m["high"] for m in audit if m["value"] is not None)
         # Every span counts once: among all, or apart where its value stands before it in the document.
-        spans = {split: [m["n"] for m in audit if m["metric"] == "greedy" and m["population"] == population and not m["group"].keys() - {"context"}] for split, population in (("repair", "sensitive"), ("control", "control"))}
+        spans = {
+            split: [
+                m["n"]
+                for m in audit
+                if m["metric"] == "greedy" and m["population"] == population and not m["group"].keys() - {"context"}
+            ]
+            for split, population in (("repair", "sensitive"), ("control", "control"))
+        }
         assert {split: sum(counts) for split, counts in spans.items()} == scored
         assert all(len(counts) == 2 and min(counts) > 0 for counts in spans.values())
     perplexity = {

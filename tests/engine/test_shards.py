@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +18,7 @@ def test_ranks_cover_a_parameter_without_overlap(numel: int, world_size: int) ->
     assert ranges[0][0] == 0
     assert ranges[-1][1] == numel
     assert all(start <= stop for start, stop in ranges)
-    assert all(stop == following for (_, stop), (following, _) in zip(ranges, ranges[1:], strict=False))
+    assert all(stop == following for (_, stop), (following, _) in pairwise(ranges))
 
 
 @given(numel=st.integers(1, 2**33), world_size=st.integers(1, 1024), share=st.floats(0, 1, exclude_max=True))

@@ -60,7 +60,9 @@ def test_shards_of_any_world_size_become_what_the_definition_says(
     result = joined(parts)
     for name, tensor in expected.items():
         assert torch.equal(result[name], tensor), name
-    per_neuron = sum(mlps[0].slices[i].shape[1 - s.axis] if len(s.shape) == 2 else 1 for i, s in enumerate(mlps[0].slices))
+    per_neuron = sum(
+        mlps[0].slices[i].shape[1 - s.axis] if len(s.shape) == 2 else 1 for i, s in enumerate(mlps[0].slices)
+    )
     assert written == per_neuron * sum(map(len, units.values()))
 
 
@@ -68,7 +70,9 @@ def test_nothing_outside_the_chosen_neurons_changes_by_a_bit(families: dict) -> 
     """Even bits that arithmetic would not keep: NaN with a payload, negative zero, subnormal numbers."""
     tensors, _, _, mlps, *_ = families["llama"]
     odd = torch.tensor([0x7FC12345, 0x80000000 - 2**32, 0x00000001, 0xFF800001 - 2**32], dtype=torch.int32)
-    tensors = {n: odd.repeat(t.numel() // 4 + 1)[: t.numel()].view(torch.float32).view(t.shape) for n, t in tensors.items()}
+    tensors = {
+        n: odd.repeat(t.numel() // 4 + 1)[: t.numel()].view(torch.float32).view(t.shape) for n, t in tensors.items()
+    }
     plan = Plan("", 0, "random", "zero", (Unit(1, "mlp", (0, 3, 40)),))
     parts = [shards_of(tensors, 3, rank) for rank in range(3)]
     for part in parts:
@@ -113,5 +117,3 @@ def test_initial_values_depend_on_seed_name_and_index_alone() -> None:
     assert not torch.equal(initial_values(5, "b", index, 0.02), whole)
     assert whole.unique().numel() > 990
     assert not initial_values(5, "a", index, 0.0).any()
-
-

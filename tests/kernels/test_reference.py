@@ -19,7 +19,13 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 def case(
-    tokens: int, width: int, vocabulary: int, counted: int, dtype: torch.dtype = torch.float64, scale: float = 1.0, seed: int = 0
+    tokens: int,
+    width: int,
+    vocabulary: int,
+    counted: int,
+    dtype: torch.dtype = torch.float64,
+    scale: float = 1.0,
+    seed: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """hidden, weight, targets, rows; `counted` rows of `tokens`, in ascending order."""
     draw = torch.Generator().manual_seed(seed)
@@ -149,7 +155,9 @@ def test_no_rows(reduction: str) -> None:
     loss = masked_cross_entropy(hidden, weight, targets, rows, bias=bias, normalizer=1, reduction=reduction)
     assert loss.shape == (() if reduction == "sum" else (0,))
     assert loss.sum() == 0
-    for gradient, of in zip(torch.autograd.grad(loss.sum(), (hidden, weight, bias)), (hidden, weight, bias), strict=True):
+    for gradient, of in zip(
+        torch.autograd.grad(loss.sum(), (hidden, weight, bias)), (hidden, weight, bias), strict=True
+    ):
         assert gradient.shape == of.shape
         assert not gradient.any()
     scores = token_scores(hidden, weight, targets, rows)
@@ -240,13 +248,18 @@ def test_ties_of_the_arg_max_go_to_the_lowest_id() -> None:
     ids=lambda change: next(iter(change)),
 )  # fmt: skip
 def test_arguments_that_do_not_fit(change: dict[str, Any]) -> None:
-    good = {"hidden": torch.zeros(4, 3), "weight": torch.zeros(7, 3), "targets": torch.tensor([0, 6]), "rows": torch.tensor([0, 3])}
+    good = {
+        "hidden": torch.zeros(4, 3),
+        "weight": torch.zeros(7, 3),
+        "targets": torch.tensor([0, 6]),
+        "rows": torch.tensor([0, 3]),
+    }
     for function in (masked_cross_entropy, token_scores):
         for changes, fails in (({}, False), (change, True)):
             arguments = {**good, **changes}
             positional = [arguments.pop(name) for name in good]
             if fails:
-                with pytest.raises(ValueError, match="must|not fit"):
+                with pytest.raises(ValueError, match=r"must|not fit"):
                     function(*positional, **arguments)
             else:
                 function(*positional, **arguments)
@@ -259,6 +272,4 @@ def test_arguments_that_do_not_fit(change: dict[str, Any]) -> None:
 )
 def test_options_of_the_loss_that_do_not_fit(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(change))} must"):
-        masked_cross_entropy(
-            torch.zeros(4, 3), torch.zeros(7, 3), torch.tensor([0, 6]), torch.tensor([0, 3]), **change
-        )
+        masked_cross_entropy(torch.zeros(4, 3), torch.zeros(7, 3), torch.tensor([0, 6]), torch.tensor([0, 3]), **change)
