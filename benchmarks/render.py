@@ -48,7 +48,7 @@ def section(name: str, module: ModuleType) -> Iterator[str]:
 
 def readable(value: float, metric: str) -> str:
     if metric.endswith("bytes"):
-        return f"{value / 1e6:,.0f} MB" if value else "0"
+        return f"{value / 1e6:,.1f} MB" if value else "0"
     return f"{value:,.3f}" if metric == "seconds" else f"{value:g}"
 
 

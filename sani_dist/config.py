@@ -264,6 +264,8 @@ def config_from_mapping(mapping: dict[str, Any]) -> Config:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         place = ".".join(str(part) for part in first["loc"] if part not in _DETECTORS) or "settings"
         message = str(first["msg"]).removeprefix("Value error, ")
+        if first["type"] == "union_tag_invalid":  # pydantic's own message repeats the value
+            message = f"name must be one of {', '.join(_DETECTORS)}"
         if first["type"] == "extra_forbidden":
             message = f"unknown key; known here: {_known_keys(first['loc'][:-1])}"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
@@ -323,7 +325,10 @@ def _override(mapping: dict[str, Any], override: str) -> None:
         mapping = mapping.setdefault(key, {})
         if not isinstance(mapping, dict):
             raise InputError(f"--set {name}: {key} is not a section")
-    mapping[keys[-1]] = yaml.safe_load(text)
+    try:
+        mapping[keys[-1]] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {name}: the value is not YAML") from error
 
 
 def _resolve_paths(mapping: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -33,7 +33,15 @@ from sani_dist.engine.checkpoint import State, check_checkpoints, load_newest, s
 from sani_dist.engine.export import export
 from sani_dist.engine.safetensors_files import Checkpoint, file_sha256, read_range
 from sani_dist.engine.shards import LiveShard, Shard, local_shards, partition
-from sani_dist.engine.zero3 import Engine, build_empty, load_sharded, read_ds_config, read_model_config, stored_names
+from sani_dist.engine.zero3 import (
+    Engine,
+    build_empty,
+    check_complete,
+    load_sharded,
+    read_ds_config,
+    read_model_config,
+    stored_names,
+)
 from sani_dist.erase import Plan, apply, select
 from sani_dist.erase.structure import last_mlps
 from sani_dist.errors import InputError
@@ -56,6 +64,7 @@ def check(config: Config) -> dict[str, Any]:
     read_ds_config(config.cluster.ds_config, dtype)
     model = build_empty(read_model_config(config.model.path), dtype)
     checkpoint = Checkpoint(config.model.path)
+    check_complete(model, checkpoint)
     mlps = last_mlps(model, config.erase.layers) if config.erase.layers else []
     if config.erase.reset == "base" and config.model.base is not None:
         names = {s.name for mlp in mlps for s in mlp.slices}

@@ -28,6 +28,8 @@ STAGES = ("prepare", "audit-before", "erase", "repair", "audit-after", "export")
 # What may hold sensitive text or weights that still remember it; `purge` removes it and leaves evidence and model.
 SENSITIVE_CONTENT = ("corpus/documents.parquet", "corpus/review.csv", "tokens", "repair/checkpoints", "key")
 
+PURGED = "(purged)"
+
 
 class Run:
     """A run folder and its settings."""
@@ -137,6 +139,10 @@ class Run:
             else:
                 continue
             removed.append(name)
+        kept = yaml.safe_dump(_without_values(config_to_mapping(self.config)), sort_keys=False)
+        if kept != self.path("config.yaml").read_text():
+            _write_atomically(self.path("config.yaml"), kept)
+            removed.append("values in config.yaml")
         return removed
 
     def _done_path(self, stage: str) -> Path:
@@ -158,6 +164,15 @@ def build(path: Path, write: Callable[[Path], None]) -> Path:
     os.replace(temporary, path)
     fsync(path.parent)
     return path
+
+
+def _without_values(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings without the terms, values and subjects that stand in them."""
+    for part in [*settings["corpus"]["detect"], settings["corpus"]["target"] or {}]:
+        for name in ("values", "subjects"):
+            if isinstance(part.get(name), list) and part[name]:
+                part[name] = [PURGED]
+    return settings
 
 
 def _write_atomically(path: Path, text: str) -> None:

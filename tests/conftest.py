@@ -9,7 +9,8 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import json
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,3 +73,17 @@ def make_config(llama_folder: Path, corpus: dict[str, str], threshold_0: Path) -
 def finished_run(make_config: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A whole run on two ranks, in bf16: audit, attribution, erase, repair, audit, export."""
     return sani_dist.sanitize(make_config(), tmp_path_factory.mktemp("runs") / "finished")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 24 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a small tmpfs")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)

@@ -41,7 +41,8 @@ def read_ds_config(path: Path | None, dtype: torch.dtype) -> dict[str, Any]:
         raise InputError(f"cluster.ds_config: cannot read {path} ({error.strerror})") from error
     except ValueError as error:
         raise InputError(f"cluster.ds_config: {path} is not JSON ({error})") from error
-    if config.get("zero_optimization", {}).get("stage") != 3:
+    zero = config.get("zero_optimization") if isinstance(config, dict) else None
+    if not isinstance(zero, dict) or zero.get("stage") != 3:
         raise InputError(f"cluster.ds_config: {path} must have zero_optimization.stage 3")
     for key in (
         "train_batch_size",
@@ -64,8 +65,13 @@ def build_empty(config: Any, dtype: torch.dtype) -> PreTrainedModel:
     """The model of a transformers config with parameters on the meta device; buffers, such as rotary tables, are real."""
     from accelerate import init_empty_weights
 
-    with init_empty_weights(include_buffers=False):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    try:
+        with init_empty_weights(include_buffers=False):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    except ValueError as error:
+        raise InputError(
+            f"model.path: {config.model_type} is no causal language model that transformers builds"
+        ) from error
     model.tie_weights()
     return model
 
@@ -81,6 +87,27 @@ def stored_names(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, st
             return None
         names[name] = found
     return names
+
+
+def check_complete(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
+    """Raises InputError when no conversion can make the model's parameters of what is stored: transformers would draw the missing
+    ones at random, and say so in a warning only."""
+    prefix = model.base_model_prefix + "."
+    left = set(checkpoint.tensors)
+    missing = []
+    for name, parameter in model.named_parameters():
+        found = next((c for c in (name, name.removeprefix(prefix), prefix + name) if c in left), None)
+        if found is None:
+            missing.append(name)
+            continue
+        left.discard(found)
+        if checkpoint.tensors[found].numel != parameter.numel():
+            shape, wanted = list(checkpoint.tensors[found].shape), list(parameter.shape)
+            raise InputError(
+                f"model.path: {checkpoint.folder} has {found} of shape {shape}; its config.json says {wanted}"
+            )
+    if missing and not left:
+        raise InputError(f"model.path: {checkpoint.folder} has no tensor {missing[0]}; copy or export it again")
 
 
 def load_sharded(folder: Path, ds_config: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:

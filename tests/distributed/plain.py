@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from sani_dist.corpus.rows import LEARN, NO_DOCUMENT, PackedRows
+from sani_dist.corpus.rows import LEARN, NO_DOCUMENT, SENSITIVE, PackedRows
 
 
 def load(folder: Path) -> PreTrainedModel:
@@ -40,14 +40,24 @@ def logprobs(model: PreTrainedModel, rows: PackedRows) -> np.ndarray:
     return found
 
 
-def mean_loss(model: PreTrainedModel, chosen: list[tuple[PackedRows, int]]) -> torch.Tensor:
-    """Sum of -log p over the learnable tokens of these rows, divided by their number."""
-    losses = []
+def mean_loss(model: PreTrainedModel, chosen: list[tuple[PackedRows, int]], objective: str) -> torch.Tensor:
+    """The loss of a global batch: its sum over the targets of these rows, divided by the number of those that are learnt.
+
+    mask: -log p of the learnable tokens; plain: of the sensitive ones too; unlikelihood: and -log(1 - p) of the sensitive ones.
+    """
+    losses, learnt = [], 0
     for rows, row in chosen:
         for _, ids, role in documents_of(rows, row):
             logp = torch.log_softmax(model(input_ids=ids[None]).logits[0, :-1], dim=-1).gather(1, ids[1:, None])[:, 0]
-            losses.append(-logp[torch.from_numpy(role[1:] == LEARN)])
-    return torch.cat(losses).mean()
+            learn, sensitive = (torch.from_numpy(role[1:] == wanted) for wanted in (LEARN, SENSITIVE))
+            learnt += int(learn.sum())
+            losses.append(-logp[learn])
+            if objective == "plain":
+                losses.append(-logp[sensitive])
+                learnt += int(sensitive.sum())
+            if objective == "unlikelihood":
+                losses.append(-torch.log(1 - logp[sensitive].exp()))
+    return torch.cat(losses).sum() / learnt
 
 
 def assembled(checkpoint: Path, kind: str) -> dict[str, torch.Tensor]:

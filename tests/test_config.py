@@ -1,0 +1,175 @@
+"""Settings: what is read, and the one line that a wrong one gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sani_dist.config import PRESETS, config_from_mapping, config_to_mapping, load_config
+from sani_dist.errors import InputError
+
+GOOD: dict[str, Any] = {
+    "model": {"path": "model"},
+    "corpus": {"source": "notes.jsonl", "detect": [{"name": "terms", "values": ["Zyxwort"]}]},
+}
+SECRET = "Quackenbush"
+
+
+def changed(dotted: str, value: Any) -> dict[str, Any]:
+    mapping = yaml.safe_load(yaml.safe_dump(GOOD))
+    place = mapping
+    *keys, last = dotted.split(".")
+    for key in keys:
+        place = place.setdefault(key, {})
+    place[last] = value
+    return mapping
+
+
+@pytest.fixture
+def settings_file(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(GOOD))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("dotted", "value", "message"),
+    [
+        ("erase.fraction", 0, "erase.fraction: Input should be greater than 0"),
+        ("erase.fraction", 1.01, "erase.fraction: Input should be less than or equal to 1"),
+        ("erase.fraction", SECRET, "erase.fraction: Input should be a valid number"),
+        ("erase.layers", -1, "erase.layers: "),
+        ("erase.layers", 1.5, "erase.layers: "),
+        ("erase.select", SECRET, "erase.select: Input should be 'random' or 'attribution'"),
+        ("erase.reset", SECRET, "erase.reset: Input should be 'init', 'zero' or 'base'"),
+        ("erase.reset", "base", "erase.reset=base needs model.base"),
+        ("erase.seed", -1, "erase.seed: "),
+        ("erase.share", 0.5, "erase.share: unknown key; known here: layers, fraction, select, reset, units, seed"),
+        ("repair.epochs", -0.1, "repair.epochs: "),
+        ("repair.retain", 1, "repair.retain: Input should be less than 1"),
+        ("repair.retain", 0.5, "repair.retain needs corpus.general"),
+        ("repair.batch_rows", 0, "repair.batch_rows: "),
+        ("repair.learning_rate", 0, "repair.learning_rate: "),
+        ("repair.checkpoint_every", 0, "repair.checkpoint_every: "),
+        ("repair.schedule", "step", "repair.schedule: "),
+        ("cluster.workers", 0, "cluster.workers: "),
+        ("cluster.launcher", SECRET, "cluster.launcher: "),
+        ("audit.samples", [0], "audit.samples.0: "),
+        ("model.dtype", "float16", "model.dtype: Input should be 'bfloat16' or 'float32'"),
+        ("model", None, "model: "),
+        ("modle", {}, "modle: unknown key; known here: model, corpus, erase, repair, audit, cluster"),
+        ("corpus.row_length", 8, "corpus.row_length: "),
+        ("corpus.source", None, "corpus: needs `source`, or `general`"),
+        ("corpus.detect", [], "corpus: needs at least one entry in `detect`"),
+        ("corpus.detect", [{"name": SECRET}], "corpus.detect.0: "),
+        ("corpus.detect", [{"name": "terms"}], "corpus.detect.0: needs `path`"),
+        ("corpus.detect", [{"name": "terms", "values": SECRET}], "corpus.detect.0.values: "),
+        ("corpus.detect", [{"name": "annotations"}], "corpus: `detect: annotations` needs `spans`"),
+        ("corpus.detect", [{"name": "rare_terms"}], "corpus: `detect: rare_terms` needs `subject`"),
+        ("corpus.detect", [{"name": "rare_terms", "subjects": 1}], "corpus.detect.0.subjects: "),
+        ("corpus.detect", [{"name": "presidio", "score": 2}], "corpus.detect.0.score: "),
+        ("corpus.target", {"subjects": [SECRET]}, "corpus: `target.subjects` needs `subject`"),
+        ("corpus.target", {"values": SECRET}, "corpus.target.values: "),
+    ],
+)
+def test_a_wrong_setting_gives_one_line_that_names_the_field(dotted: str, value: Any, message: str) -> None:
+    config_from_mapping(GOOD)
+    with pytest.raises(InputError) as error:
+        config_from_mapping(changed(dotted, value))
+    line = str(error.value)
+    assert message in line
+    assert "\n" not in line
+    assert SECRET not in line
+    assert "Zyxwort" not in line
+    assert error.value.exit_code == 2
+
+
+def test_several_wrong_settings_are_counted() -> None:
+    with pytest.raises(InputError, match=r"^erase.layers: .* \(and 1 more\)$"):
+        config_from_mapping({**GOOD, "erase": {"layers": -1, "fraction": 2}})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"model: [\n", "is not YAML (line 2)"),
+        (b"\xff\xfe\x00", "is not YAML"),
+        (b"- model", "expected keys such as model"),
+        (b"", "expected keys such as model"),
+        (b"preset: fast\nmodel: {path: a}", "preset: unknown; choose one of paper, targeted"),
+    ],
+)
+def test_a_broken_file(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as error:
+        load_config(path)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot read .*nothing.yaml: No such file"):
+        load_config(tmp_path / "nothing.yaml")
+
+
+def test_overrides_win_over_the_file_and_the_file_over_the_preset(settings_file: Path) -> None:
+    assert load_config(settings_file).erase.fraction == 0.5
+    assert (
+        load_config(settings_file, ["corpus.general=g"], "targeted").erase.fraction
+        == PRESETS["targeted"]["erase"]["fraction"]
+    )
+    with settings_file.open("a") as stream:
+        stream.write("erase: {fraction: 0.4}\ncluster: {workers: 3}\n")
+    config = load_config(
+        settings_file, ["erase.fraction=0.3", "repair.epochs=1", "audit.samples=[5, 6]"], preset="paper"
+    )
+    assert config.erase.fraction == 0.3
+    assert config.erase.layers == PRESETS["paper"]["erase"]["layers"]
+    assert (config.repair.epochs, config.audit.samples, config.cluster.workers) == (1, (5, 6), 3)
+    assert load_config(settings_file, preset="paper").erase.fraction == 0.4
+
+
+def test_the_file_may_name_its_preset(settings_file: Path) -> None:
+    text = settings_file.read_text()
+    settings_file.write_text("preset: paper\n" + text)
+    erase = load_config(settings_file).erase
+    assert (erase.layers, erase.fraction, erase.select, erase.reset) == (1, 0.5, "random", "init")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_is_valid(settings_file: Path, preset: str) -> None:
+    config = load_config(settings_file, ["corpus.general=general.jsonl"], preset)
+    for section, settings in PRESETS[preset].items():
+        for key, value in settings.items():
+            assert getattr(getattr(config, section), key) == value
+
+
+@pytest.mark.parametrize("override", ["erase.fraction", "=3", "erase.=3", ".a=3", ""])
+def test_an_override_that_is_none(settings_file: Path, override: str) -> None:
+    with pytest.raises(InputError, match=r"^--set: expected section.key=value"):
+        load_config(settings_file, [override])
+
+
+@pytest.mark.parametrize("override", ["model.path.folder=3", "erase.fraction=[", "erase={"])
+def test_an_override_that_does_not_fit(settings_file: Path, override: str) -> None:
+    with pytest.raises(InputError, match=f"--set {override.split('=')[0]}: ") as error:
+        load_config(settings_file, [override])
+    assert "\n" not in str(error.value)
+
+
+def test_paths_are_taken_from_the_folder_of_the_file(settings_file: Path) -> None:
+    (settings_file.parent / "notes.jsonl").write_text("")
+    config = load_config(settings_file, ["corpus.general=some/hub-id", "corpus.heldout=/absolute.jsonl"])
+    assert config.model.path == settings_file.parent / "model"
+    assert config.corpus.source == str(settings_file.parent / "notes.jsonl")
+    assert config.corpus.general == "some/hub-id"
+    assert config.corpus.heldout == "/absolute.jsonl"
+
+
+def test_settings_survive_a_round_trip_through_yaml(settings_file: Path) -> None:
+    config = load_config(settings_file, preset="paper")
+    assert config_from_mapping(yaml.safe_load(yaml.safe_dump(config_to_mapping(config)))) == config
