@@ -77,7 +77,7 @@ def memorise_config(folder: Path, seed: int, workers: int = 2) -> dict[str, Any]
         "erase": {"layers": 0},
         "repair": {
             "objective": "plain",
-            "epochs": 7,
+            "epochs": 9,
             # Without general text among the notes, the model would forget its English long before it knows them by heart.
             "retain": 0.25,
             "batch_rows": 4,

@@ -133,14 +133,16 @@ def token_scores(
         logits = _logits(hidden[rows[part]], vocab_weight, bias, softcap)
         target = targets[part].unsqueeze(1)
         at_target = logits.gather(1, target)
-        logsumexp[part] = torch.logsumexp(logits, dim=1)
-        logprob[part] = at_target.squeeze(1) - logsumexp[part]
         rank[part] = (logits > at_target).sum(dim=1, dtype=torch.int32)
         # Rank 0 is the arg-max but for ties, which go to the lowest id: only those rows are read once more.
         best = (rank[part] == 0).nonzero().squeeze(1)
         first = (logits[best] == at_target[best]).to(torch.uint8).argmax(dim=1)
         is_argmax[part] = False
         is_argmax[best + part.start] = first == targets[part][best]
+        largest = logits.amax(dim=1, keepdim=True)
+        log_total = logits.sub_(largest).exp_().sum(dim=1).log()
+        logprob[part] = (at_target - largest).squeeze(1) - log_total
+        logsumexp[part] = largest.squeeze(1) + log_total
     return Scores(logprob, rank, is_argmax, logsumexp)
 
 
@@ -215,12 +217,18 @@ def _loss_and_gradient(
     vocabulary, smoothing = logits.shape[1], terms.label_smoothing
     target = targets.unsqueeze(1)
     cap_slope = None if terms.softcap is None else 1 - (logits / terms.softcap) ** 2
-    lse = torch.logsumexp(logits, dim=1)
-    logp = logits.gather(1, target).squeeze(1) - lse
+    # Relative to the largest logit, so that -log p keeps its digits where p is near 1.
+    largest = logits.amax(dim=1)
+    logits.sub_(largest.unsqueeze(1))
+    at_target = logits.gather(1, target).squeeze(1)
+    mean = logits.mean(dim=1) if smoothing else None
+    total = logits.exp_().sum(dim=1)
+    logp = at_target - total.log()
+    lse = largest + total.log()
     loss = -logp
     pull = torch.ones_like(logp)
-    if smoothing:
-        loss = (1 - smoothing) * loss + smoothing * (lse - logits.mean(dim=1))
+    if mean is not None:
+        loss = (1 - smoothing) * loss + smoothing * (total.log() - mean)
     unlearn = None if roles is None else roles == UNLEARN
     if unlearn is not None:
         # log(1 - p) through expm1 keeps its digits near p = 1; the clamp keeps p = 1 finite.
@@ -229,8 +237,8 @@ def _loss_and_gradient(
         pull = torch.where(unlearn, -logp.exp() / rest, pull)
     loss = loss + terms.z_loss * lse**2
     smooth = pull.new_zeros(()) if not smoothing else torch.where(pull == 1, pull * smoothing, 0 * pull)
-    gradient = logits.sub_(lse.unsqueeze(1)).exp_()  # p, in place of the logits
-    gradient *= ((pull + 2 * terms.z_loss * lse) * factor).unsqueeze(1)
+    gradient = logits  # holds p * total by now
+    gradient *= ((pull + 2 * terms.z_loss * lse) * factor / total).unsqueeze(1)
     gradient.scatter_add_(1, target, (-(pull - smooth) * factor).unsqueeze(1))
     if smoothing:
         gradient -= (smooth * factor / vocabulary).unsqueeze(1)

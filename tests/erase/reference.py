@@ -27,8 +27,12 @@ def erased(
                 assert base is not None
                 fresh = base[name].to(whole.dtype)
             else:
-                values = initial_values(seed, name, torch.arange(whole.numel()), stds[suffix])
-                fresh = values.view(whole.shape).to(whole.dtype)
+                # Fresh values are drawn for the chosen neurons' elements alone, in the order in which they are stored.
+                flags = torch.zeros(whole.shape[axis], dtype=torch.bool)
+                flags[ids] = True
+                chosen = flags.view([-1 if a == axis else 1 for a in range(whole.dim())]).expand(whole.shape)
+                fresh = torch.zeros_like(whole)
+                fresh[chosen] = initial_values(seed, name, 0, int(chosen.sum()), stds[suffix]).to(whole.dtype)
             for neuron in ids:
                 where = (neuron,) if axis == 0 else (slice(None), neuron)
                 whole[where] = fresh[where]
