@@ -13,7 +13,6 @@ import json
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from deepspeed.utils import (
@@ -187,9 +186,3 @@ def _create_optimizer_state(engine: Engine, step: int) -> None:
 def _hex_of_ranks(state: torch.Tensor) -> list[str]:
     gathered = distributed.gather_in_rank_order(state.to(distributed.device()))
     return [bytes(row.tolist()).hex() for row in gathered.cpu()]
-
-
-def describe(path: Path) -> dict[str, Any]:
-    """The stored state of a checkpoint, for people."""
-    document: dict[str, Any] = json.loads((path / "state.json").read_text())
-    return document

@@ -6,7 +6,6 @@ same code with one shard for each parameter. This module imports nothing of ours
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -38,10 +37,6 @@ class Shard:
     @property
     def numel(self) -> int:
         return self.stop - self.start
-
-    @property
-    def whole_numel(self) -> int:
-        return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
