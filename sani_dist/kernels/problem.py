@@ -1,0 +1,87 @@
+"""What every implementation of the masked cross-entropy is given, and what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+# Roles of a row: raise the probability of its target, or lower it.
+LEARN, UNLEARN = 1, 2
+
+
+@dataclass(frozen=True)
+class Projection:
+    """From hidden states to logits: weight [V, H], bias [V] or None, soft-capping c * tanh(logits / c) or None."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    softcap: float | None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows that count: their place in the hidden states int64 [R], target int64 [R], role uint8 [R] (None: all LEARN), and the
+    factor of each row's loss, [R] in the precision of the sums (fp32, or float64 for float64 input)."""
+
+    index: torch.Tensor
+    targets: torch.Tensor
+    roles: torch.Tensor | None
+    factors: torch.Tensor
+
+    def part(self, part: slice) -> Rows:
+        """A run of these rows."""
+        roles = None if self.roles is None else self.roles[part]
+        return Rows(self.index[part], self.targets[part], roles, self.factors[part])
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Further terms of the loss: factor of log-sum-exp squared; share of the target spread evenly over the vocabulary."""
+
+    z_loss: float
+    label_smoothing: float
+
+
+class Wants(NamedTuple):
+    """Which gradients are asked for."""
+
+    hidden: bool
+    weight: bool
+    bias: bool
+
+
+class Gradients(NamedTuple):
+    """Loss of each row times its factor [R], and the gradients of their sum, each None when not asked for."""
+
+    losses: torch.Tensor
+    hidden: torch.Tensor | None
+    weight: torch.Tensor | None
+    bias: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What an auditor asks of each target.
+
+    logprob: natural-log probability, fp32 [R]. rank: number of strictly greater logits, int32 [R]. is_argmax: bool [R]; ties go to the
+    lowest id. logsumexp: of the logits, fp32 [R]. Only if asked for: top_ids int64 [R, k] and top_logprob fp32 [R, k], best first;
+    mean_logprob and std_logprob fp32 [R], of log p(z) over z drawn from p (what Min-K%++ normalises by).
+    """
+
+    logprob: torch.Tensor
+    rank: torch.Tensor
+    is_argmax: torch.Tensor
+    logsumexp: torch.Tensor
+    top_ids: torch.Tensor | None = None
+    top_logprob: torch.Tensor | None = None
+    mean_logprob: torch.Tensor | None = None
+    std_logprob: torch.Tensor | None = None
+
+
+# (logits [n, V], rows, softcap, terms, wants gradient) -> losses [n]; the gradient overwrites the logits.
+LossOfRows = Callable[[torch.Tensor, Rows, "float | None", Terms, bool], torch.Tensor]
+# (logits [n, V], targets [n], softcap, top_k, moments) -> scores; may overwrite the logits.
+ScoresOfRows = Callable[[torch.Tensor, torch.Tensor, "float | None", int, bool], Scores]
