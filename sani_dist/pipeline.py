@@ -17,7 +17,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from sani_dist.audit.context import stands_before
 from sani_dist.audit.extraction import extraction, score_spans
@@ -35,6 +35,7 @@ from sani_dist.engine.safetensors_files import Checkpoint, file_sha256, read_ran
 from sani_dist.engine.shards import LiveShard, Shard, local_shards, partition
 from sani_dist.engine.zero3 import (
     Engine,
+    base_checkpoint,
     build_empty,
     check_complete,
     load_sharded,
@@ -43,7 +44,7 @@ from sani_dist.engine.zero3 import (
     stored_names,
 )
 from sani_dist.erase import Plan, apply, select
-from sani_dist.erase.structure import last_mlps
+from sani_dist.erase.structure import Mlp, last_mlps
 from sani_dist.errors import InputError
 from sani_dist.metrics import Metrics
 from sani_dist.repair import Progress, train
@@ -67,11 +68,7 @@ def check(config: Config) -> dict[str, Any]:
     check_complete(model, checkpoint)
     mlps = last_mlps(model, config.erase.layers) if config.erase.layers else []
     if config.erase.reset == "base" and config.model.base is not None:
-        names = {s.name for mlp in mlps for s in mlp.slices}
-        if not names <= set(Checkpoint(config.model.base).tensors):
-            raise InputError(
-                "model.base: its tensors are not those of model.path; expected the checkpoint it was trained from"
-            )
+        base_checkpoint(model, config.model.base, _names(mlps))
     tokenizer_of(config)
     parameters = sum(p.numel() for p in model.parameters())
     return {
@@ -284,18 +281,17 @@ class _Worker:
             else Plan("", 0, "random", "zero", ())
         )
 
-    def _base(self) -> Checkpoint | None:
-        return Checkpoint(self.config.model.base) if self.config.model.base is not None else None
+    def _base(self, model: PreTrainedModel, mlps: list[Mlp]) -> Checkpoint | None:
+        if self.config.model.base is None or self.config.erase.reset != "base":
+            return None
+        return base_checkpoint(model, self.config.model.base, _names(mlps))
 
     def _apply(self) -> None:
         plan = self._plan()
         if plan.units:
-            apply(
-                local_shards(self.engine.model),
-                last_mlps(self.engine.model, self.config.erase.layers),
-                plan,
-                self._base(),
-            )
+            model = self.engine.model
+            mlps = last_mlps(model, self.config.erase.layers)
+            apply(local_shards(model), mlps, plan, self._base(model, mlps))
 
     # Repair
 
@@ -344,7 +340,8 @@ class _Worker:
                 for s in shards
                 if s.shard.name in own_name
             ]
-            apply(renamed, last_mlps(model, self.config.erase.layers), plan, self._base())
+            mlps = last_mlps(model, self.config.erase.layers)
+            apply(renamed, mlps, plan, self._base(model, mlps))
         hashes = export(shards, self.config.model.path, self.run.path("model"))
         self._done("export", [self.run.path("model", name) for name in hashes])
 
@@ -356,6 +353,10 @@ def _stored_shards(checkpoint: Checkpoint) -> Iterator[LiveShard]:
         values = torch.empty(stop - start, dtype=tensor.dtype)
         read_range(tensor, start, stop, values)
         yield LiveShard(Shard(tensor.name, tensor.shape, start, stop, tensor.dtype), values)
+
+
+def _names(mlps: list[Mlp]) -> set[str]:
+    return {piece.name for mlp in mlps for piece in mlp.slices}
 
 
 def _renamed(shard: Shard, name: str) -> Shard:

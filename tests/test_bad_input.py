@@ -72,7 +72,7 @@ def test_truncated_weights(refused: Callable[..., None], model_copy: Path) -> No
     refused("model.safetensors: .* copy or export it again", model={"path": str(model_copy)})
 
 
-@pytest.mark.parametrize("change", ["missing", "cut"])
+@pytest.mark.parametrize("change", ["missing", "cut", "transposed"])
 def test_weights_that_are_not_those_of_the_config(refused: Callable[..., None], model_copy: Path, change: str) -> None:
     """transformers would fill in what is missing at random, and the run would sanitise a model that nobody has."""
     file = model_copy / "model.safetensors"
@@ -81,9 +81,14 @@ def test_weights_that_are_not_those_of_the_config(refused: Callable[..., None], 
     if change == "missing":
         del tensors[name]
     else:
-        tensors[name] = tensors[name][:-1].contiguous()
+        tensors[name] = (tensors[name][:-1] if change == "cut" else tensors[name].T).contiguous()
     save_file(tensors, file, metadata={"format": "pt"})
-    refused(rf"model.path: .*{name}", model={"path": str(model_copy)})
+    shapes = {
+        "missing": "",
+        "cut": r" of shape \[40, 27\]; its config.json says \[41, 27\]",
+        "transposed": r" of shape \[27, 41\]; its config.json says \[41, 27\]",
+    }
+    refused(rf"model.path: .*{name}{shapes[change]}", model={"path": str(model_copy)})
 
 
 def test_more_layers_than_the_model_has(refused: Callable[..., None]) -> None:

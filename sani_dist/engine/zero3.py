@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -76,38 +76,75 @@ def build_empty(config: Any, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def stored_names(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, str] | None:
-    """Parameter name -> name in the checkpoint, or None where names or shapes need transformers' weight conversion."""
-    prefix = model.base_model_prefix + "."
+def stored_names(
+    model: PreTrainedModel, checkpoint: Checkpoint, wanted: Collection[str] | None = None
+) -> dict[str, str] | None:
+    """Parameter name -> name in the checkpoint, or None where names or shapes need transformers' weight conversion.
+
+    `wanted`: only these parameters, all of them unless given.
+    """
     names = {}
     for name, parameter in model.named_parameters():
-        candidates = (name, name.removeprefix(prefix), prefix + name)
-        found = next((c for c in candidates if c in checkpoint.tensors), None)
-        if found is None or checkpoint.tensors[found].shape != tuple(parameter.shape):
+        if wanted is not None and name not in wanted:
+            continue
+        found = _stored_name(model, name, checkpoint.tensors)
+        # A partitioned parameter is empty; ZeRO-3 keeps its shape.
+        shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
+        if found is None or checkpoint.tensors[found].shape != shape:
             return None
         names[name] = found
     return names
 
 
+def base_checkpoint(model: PreTrainedModel, folder: Path, wanted: Collection[str]) -> Checkpoint:
+    """The checkpoint of `erase.reset=base`, its tensors under the names that the parameters `wanted` have in `model`.
+
+    Only these have to be there: a vocabulary that has grown since is no obstacle. Raises InputError when one is not.
+    """
+    checkpoint = Checkpoint(folder)
+    names = stored_names(model, checkpoint, wanted)
+    if names is None:
+        raise InputError(
+            "model.base: its tensors are not those of model.path; expected the checkpoint it was trained from"
+        )
+    checkpoint.tensors = {name: checkpoint.tensors[stored] for name, stored in names.items()}
+    return checkpoint
+
+
 def check_complete(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
     """Raises InputError when no conversion can make the model's parameters of what is stored: transformers would draw the missing
-    ones at random, and say so in a warning only."""
-    prefix = model.base_model_prefix + "."
+    ones at random, and say so in a warning only. Costs no weights: shapes are in the headers."""
     left = set(checkpoint.tensors)
     missing = []
+    transposes = _has_conversions(model)
     for name, parameter in model.named_parameters():
-        found = next((c for c in (name, name.removeprefix(prefix), prefix + name) if c in left), None)
+        found = _stored_name(model, name, left)
         if found is None:
             missing.append(name)
             continue
         left.discard(found)
-        if checkpoint.tensors[found].numel != parameter.numel():
-            shape, wanted = list(checkpoint.tensors[found].shape), list(parameter.shape)
+        stored, wanted = checkpoint.tensors[found], tuple(parameter.shape)
+        if stored.shape != wanted and (stored.numel != parameter.numel() or not transposes):
             raise InputError(
-                f"model.path: {checkpoint.folder} has {found} of shape {shape}; its config.json says {wanted}"
+                f"model.path: {checkpoint.folder} has {found} of shape {list(stored.shape)}; "
+                f"its config.json says {list(wanted)}"
             )
     if missing and not left:
         raise InputError(f"model.path: {checkpoint.folder} has no tensor {missing[0]}; copy or export it again")
+
+
+def _stored_name(model: PreTrainedModel, name: str, stored: Collection[str]) -> str | None:
+    """Checkpoints of a bare body lack the prefix of the whole model, or have it where the model has none."""
+    prefix = model.base_model_prefix + "."
+    return next((c for c in (name, name.removeprefix(prefix), prefix + name) if c in stored), None)
+
+
+def _has_conversions(model: PreTrainedModel) -> bool:
+    """Whether transformers converts stored tensors of this architecture, as some store experts transposed; renaming is none."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter
+
+    return any(isinstance(c, WeightConverter) for c in get_model_conversion_mapping(model))
 
 
 def load_sharded(folder: Path, ds_config: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:

@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import sani_dist
 from sani_dist import Config, InputError, RunError
@@ -26,6 +26,7 @@ from sani_dist.engine.safetensors_files import file_sha256
 from sani_dist.erase import Plan
 from sani_dist.run import STAGES, Run
 
+from .. import tiny
 from . import plain
 
 STEPS = 21  # of the run that `make_config` describes; test_finishes_every_stage says when this is no longer so
@@ -175,6 +176,28 @@ def test_erase_alone_leaves_every_other_byte(
         assert torch.equal(source[name][rest], exported[name][rest])
         assert (source[name][list(unit.ids)] != exported[name][list(unit.ids)]).all()
     assert not run.path("repair", "checkpoints").exists()
+
+
+def test_a_base_that_lacks_the_prefix_and_has_another_vocabulary_gives_its_values(
+    make_config: Callable[..., Config], gpt2_folder: Path, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    """As the checkpoint of the GPT-2 that people fine-tune: `h.0.mlp...` for `transformer.h.0.mlp...`."""
+    saved = tiny.save(tiny.gpt2(len(tiny_tokenizer) + 3, seed=1), tiny_tokenizer, tmp_path / "saved")
+    base = {name.removeprefix("transformer."): t for name, t in load_file(saved / "model.safetensors").items()}
+    save_file(base, saved / "model.safetensors", metadata={"format": "pt"})
+    model = {"path": str(gpt2_folder), "base": str(saved)}
+    config = make_config(model=model, erase={"select": "random", "reset": "base", "layers": 1})
+    run = sani_dist.sanitize(config, tmp_path / "run", stages=sani_dist.api.ERASE_STAGES)
+    exported = load_file(run.path("model", "model.safetensors"))
+    source = {name: t for file in gpt2_folder.glob("*.safetensors") for name, t in load_file(file).items()}
+    assert exported.keys() == source.keys()
+    (unit,) = Plan.read(run.path("erase", "plan.json")).units
+    ids, rest = list(unit.ids), [i for i in range(43) if i not in unit.ids]
+    for name, axis in (("c_fc.weight", 1), ("c_fc.bias", 0), ("c_proj.weight", 0)):
+        new, old = exported[f"transformer.h.1.mlp.{name}"], source[f"transformer.h.1.mlp.{name}"]
+        wanted = base[f"h.1.mlp.{name}"]
+        assert torch.equal(new.index_select(axis, torch.tensor(ids)), wanted.index_select(axis, torch.tensor(ids)))
+        assert torch.equal(new.index_select(axis, torch.tensor(rest)), old.index_select(axis, torch.tensor(rest)))
 
 
 # Without a corpus
