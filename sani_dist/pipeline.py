@@ -31,7 +31,7 @@ from sani_dist.corpus.tables import read_documents
 from sani_dist.engine import distributed
 from sani_dist.engine.checkpoint import State, check_checkpoints, load_newest, save
 from sani_dist.engine.export import export
-from sani_dist.engine.safetensors_files import Checkpoint, file_sha256, read_range
+from sani_dist.engine.safetensors_files import Checkpoint, read_range
 from sani_dist.engine.shards import LiveShard, Shard, local_shards, partition
 from sani_dist.engine.zero3 import (
     Engine,
@@ -46,6 +46,7 @@ from sani_dist.engine.zero3 import (
 from sani_dist.erase import Plan, apply, select
 from sani_dist.erase.structure import Mlp, last_mlps
 from sani_dist.errors import InputError
+from sani_dist.files import file_sha256
 from sani_dist.metrics import Metrics
 from sani_dist.repair import Progress, train
 from sani_dist.run import STAGES, Run, build

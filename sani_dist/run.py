@@ -20,8 +20,8 @@ from typing import Any
 import yaml
 
 from sani_dist.config import Config, config_from_mapping, config_to_mapping
-from sani_dist.engine.safetensors_files import file_sha256, fsync
 from sani_dist.errors import InputError
+from sani_dist.files import file_sha256, fsync
 
 SCHEMA = 1
 STAGES = ("prepare", "audit-before", "erase", "repair", "audit-after", "export")

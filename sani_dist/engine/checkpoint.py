@@ -24,10 +24,11 @@ from deepspeed.utils import (
 from safetensors.torch import save_file
 
 from sani_dist.engine import distributed
-from sani_dist.engine.safetensors_files import StoredTensor, file_sha256, fsync, read_header, read_range
+from sani_dist.engine.safetensors_files import StoredTensor, read_header, read_range
 from sani_dist.engine.shards import local_shards
 from sani_dist.engine.zero3 import Engine
 from sani_dist.errors import InputError, RunError
+from sani_dist.files import file_sha256, fsync
 
 SCHEMA = 1
 KEEP = 2

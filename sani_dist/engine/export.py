@@ -16,13 +16,12 @@ from sani_dist.engine import distributed
 from sani_dist.engine.safetensors_files import (
     PlannedFile,
     create_files,
-    file_sha256,
-    fsync,
     plan_files,
     write_range,
 )
 from sani_dist.engine.shards import LiveShard
 from sani_dist.errors import RunError
+from sani_dist.files import file_sha256, fsync
 
 # What makes a model usable, and nothing that training left: no training arguments, optimizer states, old model cards.
 COPIED = (

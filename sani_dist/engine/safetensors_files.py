@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from sani_dist.errors import InputError
+from sani_dist.files import file_sha256
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -206,17 +207,3 @@ def write_range(tensor: StoredTensor, start: int, values: torch.Tensor) -> None:
             view = part.view(torch.uint8).numpy().data
             while view.nbytes:
                 view = view[stream.write(view) :]
-
-
-def file_sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def fsync(path: Path) -> None:
-    """Force a file or a folder's entries to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

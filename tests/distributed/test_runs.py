@@ -22,8 +22,8 @@ from safetensors.torch import load_file, save_file
 import sani_dist
 from sani_dist import Config, InputError, RunError
 from sani_dist.corpus.rows import LEARN, PackedRows
-from sani_dist.engine.safetensors_files import file_sha256
 from sani_dist.erase import Plan
+from sani_dist.files import file_sha256
 from sani_dist.run import STAGES, Run
 
 from .. import tiny

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from sani_dist.config import CorpusSettings, RepairSettings
 from sani_dist.corpus.prepare import prepare
 from sani_dist.corpus.rows import PackedRows
-from sani_dist.engine.safetensors_files import file_sha256
 from sani_dist.erase import Plan
+from sani_dist.files import file_sha256
 from sani_dist.repair.schedule import Schedule
 
 from . import plain
