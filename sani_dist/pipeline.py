@@ -21,6 +21,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from sani_dist.audit.context import stands_before
 from sani_dist.audit.extraction import extraction, score_spans
+from sani_dist.audit.losses import document_losses
 from sani_dist.audit.measurement import Measurement
 from sani_dist.audit.scores import TokenScores, score
 from sani_dist.audit.utility import perplexity
@@ -222,8 +223,9 @@ class _Worker:
             scores[split] = score(self.engine, rows, self.config.audit.micro_rows, report)
             before += len(rows)
         measurements = list(self._measure(splits, scores))
-        path = self.run.path("audit", f"{when}.json")
+        path, losses = self.run.path("audit", f"{when}.json"), self.run.path("audit", f"{when}-losses.parquet")
         if self.first:
+            build(losses, document_losses(scores, splits).to_parquet)
             document = {
                 "schema": AUDIT_SCHEMA,
                 "model_sha256": self.source["model_sha256"] if when == "before" else None,
@@ -232,7 +234,7 @@ class _Worker:
                 "measurements": [asdict(m) for m in measurements],
             }
             build(path, lambda temporary: _write_json(temporary, document))
-        self._done(f"audit-{when}", [path])
+        self._done(f"audit-{when}", [path, losses])
 
     def _report_rows(self, stage: str, before: int, total: int, done: int) -> None:
         self.metrics.progress(stage, before + done, total, "rows")
