@@ -17,11 +17,13 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 
 import torch
+from deepspeed.utils import safe_get_local_fp32_param
 
 from sani_dist.config import RepairSettings
 from sani_dist.corpus.rows import LEARN, SENSITIVE, Batch, PackedRows, empty_batch, targets
 from sani_dist.engine import distributed
 from sani_dist.engine.checkpoint import State
+from sani_dist.engine.shards import local_shards
 from sani_dist.engine.zero3 import Engine
 from sani_dist.errors import RunError
 from sani_dist.kernels import masked_cross_entropy
@@ -62,7 +64,7 @@ def train(
         save: writes a checkpoint, called every `checkpoint_every` steps, at the end and on stop.
 
     Raises:
-        RunError: the loss is not finite. The weights of that step are not applied, and the last checkpoint is whole.
+        RunError: loss, gradient or a weight is not finite. On all ranks, and before a checkpoint: the last one is whole and good.
     """
     schedule = Schedule(settings, rows, retain)
     saved = state.step
@@ -85,8 +87,11 @@ def train(
             loss += scaled.detach().double().cpu() / (distributed.world_size() * engine.accumulation)
             engine.ds.backward(scaled)
             if engine.ds.is_gradient_accumulation_boundary():
-                _check_finite(loss, state)
+                _refuse("the loss", not math.isfinite(float(loss)), state)
             engine.ds.step()
+        # DeepSpeed leaves out a step whose gradient is not finite, and says so only here; the norm is that of all ranks.
+        norm = float(engine.ds.get_global_grad_norm())
+        _refuse("the gradient", not math.isfinite(norm) or norm < 0, state)
         state = replace(state, step=state.step + 1, tokens=state.tokens + learnable)
         wants_stop = torch.tensor([float(stop(state)), 0.0], dtype=torch.float64)
         wants_stop[1] = loss
@@ -100,6 +105,7 @@ def train(
             )
         )
         if shared[0] > 0 or state.step % settings.checkpoint_every == 0 or state.step == schedule.steps:
+            _refuse("a weight", not _masters_are_finite(engine), state, "after")
             save(state)
             saved = state.step
         if shared[0] > 0:
@@ -144,11 +150,26 @@ def _loss(index: torch.Tensor, target: torch.Tensor, role: torch.Tensor | None, 
     )
 
 
-def _check_finite(loss: torch.Tensor, state: State) -> None:
-    """All ranks raise together, before the optimizer has applied anything of this step."""
-    bad = torch.tensor([0.0 if math.isfinite(float(loss)) else 1.0], device=distributed.device())
-    if distributed.sum_over_ranks(bad).item():
+def _masters_are_finite(engine: Engine) -> bool:
+    """Whether this rank's masters are, without their padding. One pass; the checkpoint that follows writes three times as much."""
+    parameters = dict(engine.model.named_parameters())
+    for live in local_shards(engine.model):
+        if not live.shard.numel or not parameters[live.shard.name].requires_grad:
+            continue
+        ends = safe_get_local_fp32_param(parameters[live.shard.name])[
+            : live.shard.numel
+        ].aminmax()  # NaN if there is one
+        if not all(math.isfinite(float(end)) for end in ends):
+            return False
+    return True
+
+
+def _refuse(what: str, bad: bool, state: State, when: str = "at") -> None:
+    """All ranks raise together if it is bad on any."""
+    flag = torch.tensor([float(bad)], device=distributed.device())
+    if distributed.sum_over_ranks(flag).item():
+        step = state.step + (when == "at")
         raise RunError(
-            f"repair: the loss is not finite at step {state.step + 1}; lower repair.learning_rate or use model.dtype=float32, "
+            f"repair: {what} is not finite {when} step {step}; lower repair.learning_rate or use model.dtype=float32, "
             "then start a new run (the last checkpoint is whole)"
         )

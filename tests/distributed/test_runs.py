@@ -322,6 +322,22 @@ def test_a_loss_that_is_not_finite_stops_the_run(make_config: Callable[..., Conf
         assert all(file_sha256(checkpoint / name) == sha for name, sha in files.items())
 
 
+def test_weights_that_the_last_step_made_infinite_are_not_kept(
+    make_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    """One step, its loss and gradient are good; no later loss tells that the weights are not."""
+    folder = tmp_path / "run"
+    repair = {"learning_rate": 1e39, "warmup": 0, "epochs": 1, "batch_rows": 1000, "retain": 0.0, "micro_rows": 8}
+    config = make_config(erase={"layers": 0}, repair=repair)
+    with pytest.raises(RunError, match=r"a weight is not finite after step 1; lower repair.learning_rate") as stopped:
+        sani_dist.sanitize(config, folder, stages=sani_dist.api.REPAIR_STAGES)
+    assert "\n" not in str(stopped.value)
+    run = Run.open(folder)
+    assert run.pending() == ["repair", "export"]
+    assert list(run.path("repair").rglob("*.safetensors")) == []
+    assert not run.path("model").exists()
+
+
 # Resuming what has changed
 
 

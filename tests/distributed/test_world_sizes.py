@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -184,3 +185,20 @@ def test_the_gradient_is_that_of_the_mean_over_the_global_batch(
         expected = parameter.grad.flatten()
         atol = 1e-6 + 1e-5 * float(expected.abs().max())
         torch.testing.assert_close(moments[name] / 0.1, expected, rtol=1e-4, atol=atol)
+
+
+def test_a_gradient_that_is_not_finite_at_the_last_step_is_caught_on_every_rank(
+    tokens: Path, llama_folder: Path, threshold_0: Path, tmp_path: Path
+) -> None:
+    """The loss, looked at before the step, is good; DeepSpeed leaves the step out without a word."""
+    run_ranks(
+        2, "gradient_that_is_not_finite", tmp_path,
+        model=str(llama_folder), ds_config=str(threshold_0), tokens=str(tokens), repair={**REPAIR, "checkpoint_every": 1},
+    )  # fmt: skip
+    left = [json.loads((tmp_path / f"raised-{rank}.json").read_text()) for rank in range(2)]
+    last = left[0]["last"]
+    assert last >= 2
+    expected = f"repair: the gradient is not finite at step {last}; lower repair.learning_rate"
+    assert all((found["raised"] or "").startswith(expected) for found in left), left
+    newest = sorted((tmp_path / "checkpoints").iterdir())[-1]
+    assert newest.name == f"step-{last - 1:06d}"

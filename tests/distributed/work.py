@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,9 @@ from sani_dist.engine.shards import local_shards
 from sani_dist.engine.zero3 import Engine, load_sharded, read_ds_config
 from sani_dist.erase import apply, select
 from sani_dist.erase.structure import last_mlps
+from sani_dist.errors import RunError
 from sani_dist.repair import train
+from sani_dist.repair.schedule import Schedule
 
 INPUTS = "the same inputs"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -111,6 +114,46 @@ def first_step_gradient(folder: Path, *, model: str, ds_config: str, tokens: str
         report=reports.append,
     )  # fmt: skip
     _write(folder / "loss.json", lambda path: path.write_text(json.dumps(reports[0].loss)))
+
+
+def gradient_that_is_not_finite(
+    folder: Path, *, model: str, ds_config: str, tokens: str, repair: dict[str, Any]
+) -> None:
+    """The last step of training has a good loss on every rank, and on rank 1 a gradient of NaN. Each rank leaves what it raised."""
+    settings = RepairSettings.model_validate(repair)
+    config = read_ds_config(Path(ds_config), torch.bfloat16)
+    engine = Engine(load_sharded(Path(model), config, torch.bfloat16), config)
+    engine.for_training(settings)
+    rows = {name: PackedRows(Path(tokens) / f"{name}.arrow") for name in ("repair", "general_train")}
+    last = Schedule(settings, rows["repair"], rows["general_train"]).steps - 1
+    module = importlib.import_module("sani_dist.repair.train")  # the package's `train` is the function
+    reached, loss_of = [0], module._loss
+
+    def poisoned(*arguments: Any) -> torch.Tensor:
+        loss: torch.Tensor = loss_of(*arguments)
+        return _NanBackward.apply(loss) if distributed.rank() == 1 and reached[-1] == last else loss
+
+    module._loss = poisoned
+    raised = None
+    try:
+        train(
+            engine, rows["repair"], rows["general_train"], settings, State(0, INPUTS),
+            stop=lambda state: bool(reached.append(state.step)),
+            save=lambda state: save(folder / "checkpoints", engine, state),
+        )  # fmt: skip
+    except RunError as error:
+        raised = str(error)
+    (folder / f"raised-{distributed.rank()}.json").write_text(json.dumps({"last": last + 1, "raised": raised}))
+
+
+class _NanBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * torch.nan
 
 
 def _write(path: Path, write: Any) -> None:
