@@ -193,6 +193,26 @@ class AuditSettings(Settings):
     micro_rows: Annotated[int, Field(ge=1)] = Field(4, description="rows of one forward pass of one worker")
 
 
+Share = Annotated[float, Field(gt=0, lt=1)]
+Rise = Annotated[float, Field(ge=0)]
+
+
+class VerifySettings(Settings):
+    """Limits that a finished run has to keep, tested on the bad end of each 95 % interval. A limit left out is not tested."""
+
+    max_greedy: Share | None = Field(None, description="share of spans that greedy decoding reproduces")
+    max_leak100: Share | None = Field(
+        None, description="probability that 100 samples reproduce a span, mean over spans"
+    )
+    max_leak100_above_control: Share | None = Field(
+        None, description="the same, less that of identifiers the model was never trained on"
+    )
+    max_utility_loss: Rise | None = Field(
+        None, description="relative rise of perplexity on held-out documents, 0.05: 5 %"
+    )
+    max_general_loss: Rise | None = Field(None, description="relative rise of perplexity on general text")
+
+
 class ClusterSettings(Settings):
     """Who starts the ranks, and on what."""
 
@@ -212,6 +232,7 @@ class Config(Settings):
     erase: EraseSettings = EraseSettings()
     repair: RepairSettings = RepairSettings()
     audit: AuditSettings = AuditSettings()
+    verify: VerifySettings = VerifySettings()
     cluster: ClusterSettings = ClusterSettings()
 
     @model_validator(mode="after")
