@@ -252,7 +252,6 @@ def _describe(settings: Config) -> None:
 
 def main() -> None:
     """Entry point: errors become one line and an exit code (2 bad input, 3 a run that can be resumed)."""
-    os.environ.setdefault("DS_ACCELERATOR", "cpu" if not Path("/dev/nvidiactl").exists() else "cuda")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
         app()

@@ -75,6 +75,8 @@ def examine(console: Console, config: Config | None) -> bool:
 def _op_is_compatible(builder: str) -> bool:
     from deepspeed.accelerator import get_accelerator
 
+    import sani_dist.engine  # noqa: F401 - tells DeepSpeed which accelerator there is
+
     found = get_accelerator().create_op_builder(builder)
     return found is not None and bool(found.is_compatible(verbose=False))
 
