@@ -1,10 +1,8 @@
 #!/usr/bin/env bash
-# A run on the ranks of the deepspeed launcher. Change these three lines.
+# A run on the ranks of the deepspeed launcher; the same command again goes on with it. Change these three lines.
 CONFIG=hospital.yaml
 RUN=run
 RANKS=2
+# To stop it with a checkpoint, signal the whole process group, as Ctrl-C does: deepspeed keeps a SIGTERM of its own from the ranks.
 set -euo pipefail
-
-# One process finds the sensitive spans and tokenises; then every rank does the rest of the stages.
-sani-dist run "$CONFIG" --out "$RUN" --prepare-only
-deepspeed --num_accelerators "$RANKS" "$(dirname "$0")/worker.py" "$RUN"
+deepspeed --num_accelerators "$RANKS" "$(dirname "$0")/worker.py" "$CONFIG" --out "$RUN"

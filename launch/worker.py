@@ -1,13 +1,11 @@
-"""One rank of a prepared run, for launchers that start a script.
+"""One rank of a run, for launchers that start a script. The same command again goes on with a run that was stopped.
 
-sani-dist detect hospital.yaml --out run ...            see deepspeed.sh for the whole sequence
-deepspeed --num_accelerators 2 launch/worker.py run
-torchrun --nproc-per-node 2 launch/worker.py run
+torchrun --nproc-per-node 2 launch/worker.py hospital.yaml --out run
+deepspeed --num_accelerators 2 launch/worker.py hospital.yaml --out run
+accelerate launch --config_file launch/accelerate_zero3.yaml launch/worker.py hospital.yaml --out run
 """
 
-import sys
-
-from sani_dist.orchestrate.worker import main
+from sani_dist.orchestrate.worker import run_as_process
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_as_process()

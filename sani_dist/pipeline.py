@@ -50,6 +50,7 @@ from sani_dist.errors import InputError
 from sani_dist.files import file_sha256
 from sani_dist.metrics import Metrics
 from sani_dist.repair import Progress, train
+from sani_dist.repair.schedule import Schedule
 from sani_dist.run import STAGES, Run, build
 
 AUDIT_SCHEMA = 1
@@ -126,11 +127,11 @@ def torch_dtype(config: Config) -> torch.dtype:
 # What one rank does
 
 
-def work(run: Run) -> None:
-    """All stages after `prepare` that are not done yet, on this rank of the process group."""
+def work(run: Run) -> bool:
+    """All stages after `prepare` that are not done yet, on this rank of the process group. False: a signal stopped the run early."""
     distributed.start(run.config.cluster.threads)
     try:
-        _Worker(run).work()
+        return _Worker(run).work()
     finally:
         distributed.stop()
 
@@ -145,16 +146,18 @@ class _Worker:
         self.checkpoint = Checkpoint(run.config.model.path)
         self.source = json.loads(run.path("source.json").read_text())
         self.stopping = False
-        signal.signal(signal.SIGTERM, self._ask_to_stop)
+        for signum in (signal.SIGTERM, signal.SIGINT):  # Ctrl-C reaches every process of the terminal
+            signal.signal(signum, self._ask_to_stop)
 
-    def work(self) -> None:
+    def work(self) -> bool:
+        """False when a signal stopped it: on all ranks or on none."""
         pending = self._agreed_pending()
         if not pending:
-            return
+            return True
         trains = "repair" in self.run.stages and self.config.repair.epochs > 0
         if pending == ["export"] and not trains:
             self._export_erased()
-            return
+            return True
         self.metrics.progress("load", 0, 1, "model")
         ds_config = read_ds_config(self.config.cluster.ds_config, torch_dtype(self.config))
         self.engine = Engine(load_sharded(self.config.model.path, ds_config, torch_dtype(self.config)), ds_config)
@@ -166,7 +169,7 @@ class _Worker:
         if set(pending) & {"repair", "audit-after", "export"}:
             self._apply()
         if trains and set(pending) & {"repair", "audit-after", "export"} and not self._repair("repair" in pending):
-            return
+            return False
         if "repair" in pending and not trains:
             self._done("repair", [])
         if "audit-after" in pending:
@@ -182,6 +185,7 @@ class _Worker:
                 self._done("export", [self.run.path("model", name) for name in hashes])
             else:
                 self._export_erased()
+        return True
 
     def _agreed_pending(self) -> list[str]:
         """Rank 0's view: files may appear on other hosts later."""
@@ -306,13 +310,15 @@ class _Worker:
         state = load_newest(folder, self.engine, inputs) or State(0, inputs)
         if not pending:
             return True
+        rows, retain = self._needed_rows("repair"), self._rows("general_train")
         state = train(
-            self.engine, self._needed_rows("repair"), self._rows("general_train"), settings, state,
+            self.engine, rows, retain, settings, state,
             stop=lambda _: self.stopping,
             save=lambda reached: save(folder, self.engine, reached),
             report=self._report_step,
         )  # fmt: skip
-        if self.stopping:
+        # Not `self.stopping`: a signal reaches the ranks at different moments, and the state is the same on all.
+        if state.step < Schedule(settings, rows, retain).steps:
             return False
         self._done("repair", [folder / f"step-{state.step:06d}" / "state.json"])
         return True

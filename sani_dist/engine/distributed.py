@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Mapping
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
-from sani_dist.errors import RunError
+from sani_dist.errors import InputError, RunError
 
 TIMEOUT = timedelta(minutes=30)
 
@@ -18,31 +19,56 @@ def start(threads: int | None) -> None:
     """Join the process group that the launcher described in RANK, WORLD_SIZE, LOCAL_RANK and MASTER_ADDR/PORT.
 
     `threads`: CPU threads of this process; launchers set OMP_NUM_THREADS differently, and sums depend on it.
-    Raises RunError when launcher, DeepSpeed and torch disagree on rank or world size.
+    Raises InputError when the launcher's variables contradict each other, RunError when DeepSpeed or torch see other ones.
     """
     # torch 2.13 warns once for every collective DeepSpeed 0.19.8 starts on tensors it considers deprecated.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    check_launcher(os.environ)
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("MASTER_PORT", "29500")
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
-    import deepspeed  # slow to import, and it reads DS_ACCELERATOR when imported
+    import deepspeed  # slow to import
     from deepspeed.accelerator import get_accelerator
 
-    world_size, local = int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
-    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local))
+    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // _ranks_of_this_host(os.environ)))
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():
         get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))
     deepspeed.init_distributed(dist_backend=backend, timeout=TIMEOUT, verbose=False)
-    seen = {deepspeed.comm.get_world_size(), dist.get_world_size(), world_size}
-    if len(seen) != 1 or dist.get_rank() != int(os.environ["RANK"]):
-        raise RunError(
-            f"the launcher says rank {os.environ['RANK']} of {world_size}, DeepSpeed {deepspeed.comm.get_world_size()}, "
-            f"torch rank {dist.get_rank()} of {dist.get_world_size()}: start all ranks with one launcher"
+    seen = {
+        "the launcher": (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])),
+        "DeepSpeed": (deepspeed.comm.get_rank(), deepspeed.comm.get_world_size()),
+        "torch": (dist.get_rank(), dist.get_world_size()),
+    }
+    if len(set(seen.values())) != 1:
+        told = ", ".join(f"{who} says rank {rank} of {size}" for who, (rank, size) in seen.items())
+        raise RunError(f"{told}: start all ranks with one launcher")
+
+
+def check_launcher(environment: Mapping[str, str]) -> None:
+    """Raises InputError, in one line, when RANK, WORLD_SIZE and LOCAL_RANK are not what one launcher sets: all of them, or none."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    given = {name: environment[name] for name in names if name in environment}
+    if not given:
+        return
+    missing = [name for name in names if name not in given]
+    if missing:
+        raise InputError(
+            f"the launcher set {', '.join(given)} but not {', '.join(missing)}: use torchrun, deepspeed or accelerate launch"
         )
+    told = ", ".join(f"{name}={value}" for name, value in given.items())
+    if not all(value.isascii() and value.isdigit() for value in given.values()):
+        raise InputError(f"the launcher set {told}: expected numbers")
+    rank, world_size, local_rank = (int(given[name]) for name in names)
+    if not rank < world_size or not local_rank < _ranks_of_this_host(environment) <= world_size:
+        raise InputError(f"the launcher set {told}: these do not fit together; start all ranks with one launcher")
+
+
+def _ranks_of_this_host(environment: Mapping[str, str]) -> int:
+    # torchrun and accelerate set the first, the deepspeed launcher the second.
+    given = (environment.get(name, "") for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE"))
+    return int(next((value for value in given if value.isdigit() and int(value)), 1))
 
 
 def rank() -> int:

@@ -1,7 +1,8 @@
 """One rank, started by any launcher: `python -m sani_dist.orchestrate.worker RUN`.
 
-Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT from the environment. A failure is written as one line to
-`logs/rank-N.error`, the traceback to the log of the rank; tracebacks show code, never values.
+RUN is the folder of a prepared run, or the settings file of a run; then rank 0 prepares the run, or goes on with the one that is
+there, while the others wait. Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT from the environment. A failure is
+written as one line to `logs/rank-N.error`, the traceback to the log of the rank; tracebacks show code, never values.
 """
 
 from __future__ import annotations
@@ -9,40 +10,125 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 import traceback
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
-from sani_dist.errors import SaniError
+from sani_dist.errors import InputError, RunError, SaniError
+
+if TYPE_CHECKING:
+    from sani_dist.config import Config
+
+POLL_SECONDS = 0.5
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Run one rank of a prepared run.")
-    parser.add_argument("run", type=Path, help="run folder")
-    parser.add_argument(
-        "--local_rank", type=int, default=None, help="given by the deepspeed launcher; LOCAL_RANK is what counts"
-    )
-    run_folder: Path = parser.parse_args(arguments).run
-    error_file = run_folder / "logs" / f"rank-{os.environ.get('RANK', '0')}.error"
+    """Returns the exit code: 0 finished, 2 bad input, 3 failed or stopped by a signal, so that it can be resumed."""
+    chosen = _parser().parse_args(arguments)
+    rank, name = os.environ.get("RANK", "0"), chosen.run
+    folder: Path = name if name.is_dir() else chosen.out
     try:
-        error_file.unlink(missing_ok=True)
-        from sani_dist import pipeline
-        from sani_dist.run import Run
-
-        pipeline.work(Run.open(run_folder))
+        _error_file(folder, rank).unlink(missing_ok=True)
+        _work(chosen, folder)
         return 0
     except SaniError as error:
-        error_file.write_text(str(error) + "\n")
-        print(error, file=sys.stderr)
+        _leave(folder, rank, str(error))
+        print(f"rank {rank}: {error}", file=sys.stderr)
         return error.exit_code
     except Exception as error:
         traceback.print_exc()
-        error_file.write_text(f"{type(error).__name__}; the traceback is in {error_file.with_suffix('.log')}\n")
+        log = folder / "logs" / f"rank-{rank}.log"
+        where = log if log.exists() else f"what rank {rank} printed"
+        _leave(folder, rank, f"{type(error).__name__}; the traceback is in {where}")
         return 3
 
 
-if __name__ == "__main__":
-    # `os._exit`: a rank that failed must not wait in atexit handlers for collectives that the others have left.
+def run_as_process() -> NoReturn:
+    """`main` as a process of its own, which a rank that failed ends at once: in atexit handlers it would wait for collectives that the
+    others have left."""
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Run one rank of a run.")
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a prepared run, or settings file (YAML)")
+    parser.add_argument(
+        "--out", "-o", type=Path, default=Path("run"), help="with a settings file: run folder, new or begun"
+    )
+    parser.add_argument("--set", action="append", dest="overrides", help="with a settings file: --set repair.epochs=3")
+    parser.add_argument("--preset", help="with a settings file: defaults to start from")
+    parser.add_argument("--local_rank", "--local-rank", help="given by some launchers; has to be LOCAL_RANK")
+    return parser  # fmt: skip
+
+
+def _work(chosen: argparse.Namespace, folder: Path) -> None:
+    from sani_dist import pipeline
+    from sani_dist.config import load_config
+    from sani_dist.engine.distributed import check_launcher
+    from sani_dist.run import Run
+
+    check_launcher(os.environ)
+    if chosen.local_rank not in (None, os.environ.get("LOCAL_RANK", "0")):
+        raise InputError(f"the launcher gave --local_rank {chosen.local_rank}, and LOCAL_RANK is another")
+    first = os.environ.get("RANK", "0") == "0"
+    if folder != chosen.run:
+        settings = load_config(chosen.run, chosen.overrides, chosen.preset)
+        if first:
+            _prepare_or_go_on(folder, settings)
+        else:
+            _wait_for_prepare(folder)
+    run = Run.open(folder)
+    finished = pipeline.work(run)
+    if not finished:
+        raise RunError(f"stopped by a signal after a checkpoint: `sani-dist resume {folder}` goes on from there")
+    if first:
+        run.update(status="done", ended=time.time())
+        if run.path("model").exists():
+            print(f"sanitised model: {run.path('model')}")
+
+
+def _prepare_or_go_on(folder: Path, settings: Config) -> None:
+    """Before any collective: what cannot work is said while the other ranks still wait."""
+    from sani_dist import pipeline
+    from sani_dist.metrics import Metrics
+    from sani_dist.run import STAGES, Run
+
+    pipeline.check(settings)
+    if (folder / "config.yaml").exists():
+        run = Run.open(folder)
+        if run.config.model_copy(update={"cluster": settings.cluster}) != settings:
+            raise InputError(
+                f"{folder} is a run with other settings: choose another --out, or `sani-dist resume {folder}`"
+            )
+        if run.path("source.json").exists():
+            pipeline.check_unchanged(run)
+    else:
+        run = Run.create(folder, settings, STAGES)
+    if "prepare" in run.pending():
+        pipeline.prepare(run, Metrics(run.path("metrics.jsonl")))
+
+
+def _wait_for_prepare(folder: Path) -> None:
+    """Until rank 0 has prepared the run: not in a collective, which would time out while a large corpus is searched."""
+    from sani_dist.run import Run
+
+    while not ((folder / "done" / "prepare.json").exists() and Run.open(folder).is_done("prepare")):
+        time.sleep(POLL_SECONDS)
+
+
+def _error_file(folder: Path, rank: str) -> Path:
+    return folder / "logs" / f"rank-{rank}.error"
+
+
+def _leave(folder: Path, rank: str, line: str) -> None:
+    path = _error_file(folder, rank)
+    if path.parent.is_dir():  # settings may be refused before there is a run folder
+        path.write_text(line + "\n")
+
+
+if __name__ == "__main__":
+    run_as_process()

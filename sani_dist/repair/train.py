@@ -156,10 +156,8 @@ def _masters_are_finite(engine: Engine) -> bool:
     for live in local_shards(engine.model):
         if not live.shard.numel or not parameters[live.shard.name].requires_grad:
             continue
-        ends = safe_get_local_fp32_param(parameters[live.shard.name])[
-            : live.shard.numel
-        ].aminmax()  # NaN if there is one
-        if not all(math.isfinite(float(end)) for end in ends):
+        master = safe_get_local_fp32_param(parameters[live.shard.name]).detach()[: live.shard.numel]
+        if not all(math.isfinite(float(end)) for end in master.aminmax()):  # both are NaN if one value is
             return False
     return True
 
