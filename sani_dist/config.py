@@ -7,6 +7,8 @@ not repeated, since a term list or a target value may be sensitive.
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,7 +23,7 @@ SensitivityClass = Literal["direct", "indirect", "confidential"]
 class Settings(BaseModel):
     """Base of all settings: unknown keys are errors, and values are fixed once read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelSettings(Settings):
@@ -283,9 +285,9 @@ def config_from_mapping(mapping: dict[str, Any]) -> Config:
         return Config.model_validate(mapping)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        place = ".".join(str(part) for part in first["loc"] if part not in _DETECTORS) or "settings"
+        place = _shown([part for part in first["loc"] if part not in _DETECTORS]) or "settings"
         message = str(first["msg"]).removeprefix("Value error, ")
-        if first["type"] == "union_tag_invalid":  # pydantic's own message repeats the value
+        if first["type"].startswith("union_tag_"):  # missing, or wrong: pydantic's own message repeats the value
             message = f"name must be one of {', '.join(_DETECTORS)}"
         if first["type"] == "extra_forbidden":
             message = f"unknown key; known here: {_known_keys(first['loc'][:-1])}"
@@ -309,6 +311,11 @@ _PATHS = (
     "corpus.general",
     "cluster.ds_config",
 )
+
+
+def _shown(place: Sequence[int | str]) -> str:
+    """The dotted name of a setting. A key that cannot be one is left out: it may be a value in the wrong place."""
+    return ".".join(str(part) if re.fullmatch(r"[a-z_]*|[0-9]*", str(part)) else "(a key)" for part in place)
 
 
 def _known_keys(place: tuple[int | str, ...]) -> str:
@@ -345,11 +352,11 @@ def _override(mapping: dict[str, Any], override: str) -> None:
     for key in keys[:-1]:
         mapping = mapping.setdefault(key, {})
         if not isinstance(mapping, dict):
-            raise InputError(f"--set {name}: {key} is not a section")
+            raise InputError(f"--set {_shown(keys)}: {_shown([key])} is not a section")
     try:
         mapping[keys[-1]] = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise InputError(f"--set {name}: the value is not YAML") from error
+        raise InputError(f"--set {_shown(keys)}: the value is not YAML") from error
 
 
 def _resolve_paths(mapping: dict[str, Any], folder: Path) -> dict[str, Any]:

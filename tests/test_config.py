@@ -53,6 +53,8 @@ def settings_file(tmp_path: Path) -> Path:
         ("repair.retain", 0.5, "repair.retain needs corpus.general"),
         ("repair.batch_rows", 0, "repair.batch_rows: "),
         ("repair.learning_rate", 0, "repair.learning_rate: "),
+        ("repair.learning_rate", float("inf"), "repair.learning_rate: Input should be a finite number"),
+        ("repair.clip", float("nan"), "repair.clip: Input should be a finite number"),
         ("repair.checkpoint_every", 0, "repair.checkpoint_every: "),
         ("repair.schedule", "step", "repair.schedule: "),
         ("cluster.workers", 0, "cluster.workers: "),
@@ -64,7 +66,16 @@ def settings_file(tmp_path: Path) -> Path:
         ("corpus.row_length", 8, "corpus.row_length: "),
         ("corpus.source", None, "corpus: needs `source`, or `general`"),
         ("corpus.detect", [], "corpus: needs at least one entry in `detect`"),
-        ("corpus.detect", [{"name": SECRET}], "corpus.detect.0: "),
+        (
+            "corpus.detect",
+            [{"name": SECRET}],
+            "corpus.detect.0: name must be one of annotations, terms, presidio, rare_",
+        ),
+        ("corpus.detect", [{"name": [SECRET]}], "corpus.detect.0: name must be one of"),
+        ("corpus.detect", [{"name": {SECRET: 1}}], "corpus.detect.0: name must be one of"),
+        ("corpus.detect", [{"path": SECRET}], "corpus.detect.0: name must be one of"),
+        ("corpus.detect", [SECRET], "corpus.detect.0: "),
+        ("corpus.detect", {SECRET: 1}, "corpus.detect: "),
         ("corpus.detect", [{"name": "terms"}], "corpus.detect.0: needs `path`"),
         ("corpus.detect", [{"name": "terms", "values": SECRET}], "corpus.detect.0.values: "),
         ("corpus.detect", [{"name": "annotations"}], "corpus: `detect: annotations` needs `spans`"),
@@ -73,6 +84,10 @@ def settings_file(tmp_path: Path) -> Path:
         ("corpus.detect", [{"name": "presidio", "score": 2}], "corpus.detect.0.score: "),
         ("corpus.target", {"subjects": [SECRET]}, "corpus: `target.subjects` needs `subject`"),
         ("corpus.target", {"values": SECRET}, "corpus.target.values: "),
+        ("corpus.target", {"values": {SECRET: 1}}, "corpus.target.values: "),
+        # A value in the place of a key.
+        ("corpus.target", {f"{SECRET} Zebulon": 1}, "corpus.target.(a key): unknown key"),
+        (SECRET, {}, "(a key): unknown key; known here: model, corpus"),
     ],
 )
 def test_a_wrong_setting_gives_one_line_that_names_the_field(dotted: str, value: Any, message: str) -> None:
@@ -154,11 +169,28 @@ def test_an_override_that_is_none(settings_file: Path, override: str) -> None:
         load_config(settings_file, [override])
 
 
-@pytest.mark.parametrize("override", ["model.path.folder=3", "erase.fraction=[", "erase={"])
-def test_an_override_that_does_not_fit(settings_file: Path, override: str) -> None:
-    with pytest.raises(InputError, match=f"--set {override.split('=')[0]}: ") as error:
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("model.path.folder=3", "--set model.path.folder: path is not a section"),
+        ("erase.fraction=[", "--set erase.fraction: the value is not YAML"),
+        (f"erase={{{SECRET}", "--set erase: the value is not YAML"),
+        (f"corpus.target.values=[{SECRET}]: x", "--set corpus.target.values: the value is not YAML"),
+        (f"corpus.target.values=!!python/name:{SECRET}", "--set corpus.target.values: the value is not YAML"),
+        (f"corpus.source.{SECRET}=1", "--set corpus.source.(a key): source is not a section"),
+        (f"erase.fraction: {SECRET}", "--set: expected section.key=value"),
+        (f"erase.fraction={SECRET}", "erase.fraction: Input should be a valid number"),
+        (f"corpus.detect=[{{name: {SECRET}}}]", "corpus.detect.0: name must be one of"),
+        (f"corpus.target.values={SECRET}", "corpus.target.values: "),
+        (f"corpus.target.{SECRET}=1", "corpus.target.(a key): unknown key"),
+    ],
+)
+def test_an_override_that_does_not_fit(settings_file: Path, override: str, line: str) -> None:
+    with pytest.raises(InputError) as error:
         load_config(settings_file, [override])
+    assert str(error.value).startswith(line)
     assert "\n" not in str(error.value)
+    assert SECRET not in str(error.value)
 
 
 def test_paths_are_taken_from_the_folder_of_the_file(settings_file: Path) -> None:
