@@ -34,20 +34,6 @@ WAYS = ("apply", "gathered")
 CLAIMS = tuple(harness.Claim("seconds", f"gathered {r}", f"apply {r}", at_least=5) for r in RESETS)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--model", type=Path, default=checkpoint.DEFAULT_FOLDER, help="where the checkpoint is or will be"
-    )
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.result:
-        measure(arguments.model, arguments.repeats, arguments.result)
-    else:
-        compare(arguments.model, arguments.repeats)
-
-
 def compare(model: Path, repeats: int) -> None:
     checkpoint.prepare(model)
     recorder = harness.Recorder("erase")
@@ -66,18 +52,18 @@ def compare(model: Path, repeats: int) -> None:
     recorder.save(CLAIMS)
 
 
-def measure(folder: Path, repeats: int, result: Path) -> None:
+def measure(arguments: argparse.Namespace) -> None:
     """One rank: all cases in turn."""
     from sani_dist.engine import distributed
     from sani_dist.engine.shards import local_shards
     from sani_dist.engine.zero3 import load_sharded, read_ds_config
 
     distributed.start(threads=None)
-    model = load_sharded(folder, read_ds_config(None, checkpoint.DTYPE), checkpoint.DTYPE)
+    model = load_sharded(arguments.model, read_ds_config(None, checkpoint.DTYPE), checkpoint.DTYPE)
     before = [live.values.clone() for live in local_shards(model)]
     cases = {f"{way} {reset}": (way, random_plan(model, reset)) for reset in RESETS for way in WAYS}
     measured: dict[str, dict[str, Any]] = {}
-    for repeat in range(-1, repeats):
+    for repeat in range(-1, arguments.repeats):
         for case, (way, plan) in cases.items():
             for live, saved in zip(local_shards(model), before, strict=True):
                 live.values.copy_(saved)
@@ -92,7 +78,7 @@ def measure(folder: Path, repeats: int, result: Path) -> None:
                 erase(model, plan)
                 measured[case]["values"]["seconds"].append(time.perf_counter() - start)
             measured[case]["values"]["peak_rss_bytes"].append(peak["rss"])
-    harness.report(result, measured)
+    harness.report(arguments.result, measured)
     distributed.stop()
 
 
@@ -149,4 +135,4 @@ def communication(act: Callable[[], None]) -> dict[str, list[float]]:
 
 
 if __name__ == "__main__":
-    main()
+    harness.command_line(__doc__, compare, measure, model=checkpoint.DEFAULT_FOLDER, repeats=7)

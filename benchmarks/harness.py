@@ -6,26 +6,26 @@ machine falls on both; started with `--result` it is one rank of one measurement
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import csv
 import gc
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sani_dist.orchestrate.local import environment
+from sani_dist.orchestrate.local import environment, free_port
 
 RESULTS = Path(__file__).parent / "results"
 SAMPLE_SECONDS = 0.01
@@ -111,10 +111,30 @@ def latest_rows(name: str) -> list[Row]:
     return [row for row in rows if row.date == last[row.case]]
 
 
+def command_line(
+    description: str | None, compare: Callable[[Path, int], None], measure: Callable[[argparse.Namespace], None],
+    *, model: Path, repeats: int, cases: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """Started by a person: `compare(model, repeats)`. Started by `run_ranks`: `measure`, with model, repeats, case and result.
+
+    `model`, `repeats`: defaults. `cases`: what `--case` may be, if a rank measures one at a time.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--model", type=Path, default=model, help="where the checkpoint is or will be")
+    parser.add_argument("--repeats", type=int, default=repeats)
+    parser.add_argument("--case", choices=cases, help=argparse.SUPPRESS)
+    parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.result:
+        measure(arguments)
+    else:
+        compare(arguments.model, arguments.repeats)
+
+
 def run_ranks(script: str, arguments: Iterable[str], ranks: int = 2) -> list[dict[str, Any]]:
     """Run `script` as `ranks` fresh processes; returns what each rank gave to `report`. Raises when one fails."""
     with tempfile.TemporaryDirectory(prefix="sani_dist-benchmark-") as name, contextlib.ExitStack() as stack:
-        folder, port = Path(name), _free_port()
+        folder, port = Path(name), free_port()
         command = [sys.executable, script, *arguments, "--result", str(folder)]
         logs = [stack.enter_context((folder / f"{rank}.log").open("wb")) for rank in range(ranks)]
         processes = [
@@ -191,10 +211,3 @@ def _device() -> str:
         line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     ]
     return f"{models[0] if models else 'unknown CPU'}, {len(os.sched_getaffinity(0))} cores"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

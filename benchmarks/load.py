@@ -25,21 +25,6 @@ CLAIMS = (
 )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--model", type=Path, default=checkpoint.DEFAULT_FOLDER, help="where the checkpoint is or will be"
-    )
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
-    parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.result:
-        measure(arguments.model, arguments.case, arguments.result)
-    else:
-        compare(arguments.model, arguments.repeats)
-
-
 def compare(model: Path, repeats: int) -> None:
     checkpoint.prepare(model)
     recorder = harness.Recorder("load")
@@ -55,7 +40,7 @@ def compare(model: Path, repeats: int) -> None:
     recorder.save(CLAIMS)
 
 
-def measure(folder: Path, case: str, result: Path) -> None:
+def measure(arguments: argparse.Namespace) -> None:
     """One rank of one measurement."""
     # Everything that either way imports on first use, so that neither is charged for it.
     import accelerate  # noqa: F401
@@ -72,16 +57,16 @@ def measure(folder: Path, case: str, result: Path) -> None:
     distributed.barrier()
     with harness.peak_memory() as peak:
         start = time.perf_counter()
-        if case == "load_sharded":
-            model = load_sharded(folder, ds_config, checkpoint.DTYPE)
+        if arguments.case == "load_sharded":
+            model = load_sharded(arguments.model, ds_config, checkpoint.DTYPE)
         else:
             keep_alive = HfDeepSpeedConfig(ds_config)
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=checkpoint.DTYPE, local_files_only=True)
+            model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=checkpoint.DTYPE, local_files_only=True)
             del keep_alive
         distributed.barrier()
         seconds = time.perf_counter() - start
     measured = {"seconds": seconds, **{f"peak_{kind}_bytes": value for kind, value in peak.items()}}
-    harness.report(result, {**measured, "sha256": shards_sha256(model)})
+    harness.report(arguments.result, {**measured, "sha256": shards_sha256(model)})
     distributed.stop()
 
 
@@ -96,4 +81,4 @@ def shards_sha256(model: torch.nn.Module) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    harness.command_line(__doc__, compare, measure, model=checkpoint.DEFAULT_FOLDER, repeats=5, cases=CASES)
