@@ -163,6 +163,10 @@ def _scores(name: str, hidden: torch.Tensor, projection: Projection, rows: torch
 
 def _row_functions(name: str) -> Any:
     """The module whose `loss_of_rows` and `scores_of_rows` look at a chunk of logits."""
+    if name == "triton":
+        from sani_dist.kernels import triton_rows  # lazily: Triton is only where there is a GPU, or a test
+
+        return triton_rows
     return reference
 
 
