@@ -1,11 +1,13 @@
-"""What a person sees: progress bars while a run goes, and tables of what it measured."""
+"""What a person sees: progress while a run goes, and tables of what it measured. Made to fit 80 columns, as logs have."""
 
 from __future__ import annotations
 
 import json
+import time
 from types import TracebackType
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -13,7 +15,7 @@ from rich.table import Table
 from sani_dist.run import Run
 
 NAMES = {
-    "prepare": "Find sensitive spans, tokenise",
+    "prepare": "Find sensitive spans",
     "load": "Load the model's shards",
     "audit-before": "Audit before",
     "erase": "Choose neurons to erase",
@@ -21,23 +23,28 @@ NAMES = {
     "audit-after": "Audit after",
     "export": "Export",
 }
+# With fewer columns the bar itself would vanish beside the speed.
+WIDE = 100
 
 
 class ProgressView:
-    """One bar per stage, fed with the events of metrics.jsonl."""
+    """Fed with the events of metrics.jsonl: one bar per stage on a terminal, one line per finished stage in a file or pipe."""
 
     def __init__(self, console: Console) -> None:
+        self._console = console
         self._progress = Progress(
-            TextColumn("{task.description:<31}"),
-            BarColumn(bar_width=30),
-            TextColumn("{task.completed:>6.0f}/{task.total:.0f} {task.fields[unit]:<9}"),
+            TextColumn("{task.description:<23}"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}"),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[numbers]}"),
+            TimeRemainingColumn(compact=True),
+            TextColumn("left{task.fields[numbers]}"),
             console=console,
+            expand=True,
+            disable=not console.is_terminal,
         )
         self._tasks: dict[str, TaskID] = {}
+        self._started: dict[str, float] = {}
 
     def __enter__(self) -> ProgressView:
         self._progress.start()
@@ -50,21 +57,26 @@ class ProgressView:
 
     def __call__(self, event: dict[str, Any]) -> None:
         stage = event["stage"]
+        name = NAMES.get(stage, stage)
+        loss = f", loss {event['loss']:.3f}" if "loss" in event else ""
+        started = self._started.setdefault(stage, time.monotonic())
+        if not self._console.is_terminal:
+            if event["done"] == event["total"]:
+                done = f"{name}: {event['total']} {event['unit']}, {time.monotonic() - started:.0f} s{loss}"
+                self._console.print(done, highlight=False, soft_wrap=True)
+            return
         if stage not in self._tasks:
-            self._tasks[stage] = self._progress.add_task(
-                NAMES.get(stage, stage), total=event["total"], unit=event["unit"], numbers=""
-            )
-        numbers = ""
-        if "loss" in event:
-            numbers = f"loss {event['loss']:.3f}  {event['tokens_per_second']:.0f} tokens/s"
-        self._progress.update(self._tasks[stage], completed=event["done"], total=event["total"], numbers=numbers)
+            self._tasks[stage] = self._progress.add_task(name, total=event["total"], unit=event["unit"], numbers="")
+        if loss and self._console.width >= WIDE:
+            loss += f", {event['tokens_per_second']:.0f} tokens/s"
+        self._progress.update(self._tasks[stage], completed=event["done"], total=event["total"], numbers=loss)
 
 
 def corpus_table(run: Run) -> Table:
     """Counts of what was found, by kind; recall against labels where the corpus has them. Never values."""
     summary = json.loads(run.path("corpus", "summary.json").read_text())
     kinds, recall = summary["kinds"]["repair"], (summary.get("score") or {}).get("recall", {})
-    table = Table(title="Sensitive spans in the text to be repaired", title_justify="left")
+    table = _table("Sensitive spans in the text to be repaired")
     for name in ("kind", "spans", *(["labelled", "recall"] if recall else [])):
         table.add_column(name, justify="left" if name == "kind" else "right")
     for kind in sorted({*kinds, *(k for k in recall if k != "all")}):
@@ -72,7 +84,7 @@ def corpus_table(run: Run) -> Table:
     total = sum(kinds.values())
     table.add_row("[bold]all", f"[bold]{total}", *_recall_cells(recall, "all"))
     share = summary["tokens"]["repair"]["sensitive_share"]
-    table.caption = f"{share:.1%} of the tokens are sensitive and stay out of the loss"
+    table.caption = f"{share:.1%} of the tokens, left out of the loss"
     return table
 
 
@@ -83,49 +95,54 @@ def _recall_cells(recall: dict[str, Any], kind: str) -> list[str]:
     return ["-", "-"] if entry is None else [str(entry["labelled"]), f"{entry['recall']:.3f}"]
 
 
-EXPLAINED = {
-    "greedy": "spans reproduced by greedy decoding",
-    "leak@1": "leaked by 1 sample",
-    "leak@10": "leaked by 10 samples",
-    "leak@100": "leaked by 100 samples",
-    "leak@1000": "leaked by 1000 samples",
-    "perplexity": "perplexity",
-}
 SPLITS = {"repair": "repaired documents", "heldout": "held-out documents", "general_test": "general text"}
 
 
 def audit_table(audits: dict[str, list[dict[str, Any]]], title: str = "Audit") -> Table:
     """Measurements side by side; `audits`: column title -> measurements of an audit file. Control from the last column."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("measured")
-    for name in audits:
-        table.add_column(name, justify="right")
-    table.add_column("never trained on", justify="right")
+    table = _table(title)
+    table.add_column("measured", no_wrap=True)
+    for name in (*audits, "never trained on"):
+        table.add_column(name, justify="right", overflow="fold")
     whole = {name: [m for m in found if not m["group"]] for name, found in audits.items()}
     last = list(whole.values())[-1]
-    for entry in last:
-        if entry["population"] == "control":
-            continue
-        cells = [_cell(_find(found, entry["metric"], entry["population"])) for found in whole.values()]
-        is_extraction = entry["population"] == "sensitive"
-        control = _cell(_find(last, entry["metric"], "control")) if is_extraction else ""
-        label = EXPLAINED.get(entry["metric"], entry["metric"])
-        table.add_row(
-            label if is_extraction else f"{label}, {SPLITS.get(entry['population'], entry['population'])}",
-            *cells,
-            control,
-        )
-    table.caption = (
-        "[ ]: 95 % interval. Extraction: share of sensitive spans, given the true text before them (temperature 1)."
-    )
+    for heading, of_spans in (("spans given away by", True), ("perplexity of", False)):
+        entries = [m for m in last if m["population"] != "control" and (m["population"] == "sensitive") == of_spans]
+        if entries:
+            table.add_row(heading, *[""] * (len(whole) + 1))
+        for entry in entries:
+            cells = [_cell(_find(found, entry["metric"], entry["population"])) for found in whole.values()]
+            control = _cell(_find(last, entry["metric"], "control")) if of_spans else ""
+            label = _way(entry["metric"]) if of_spans else SPLITS.get(entry["population"], entry["population"])
+            table.add_row(f"  {label}", *cells, control)
+    table.caption = "Given the true text before a span; samples at temperature 1. [ ]: 95 % interval."
     return table
+
+
+def _table(title: str) -> Table:
+    return Table(
+        title=f"\n{title}",
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+    )
+
+
+def _way(metric: str) -> str:
+    return (
+        "greedy decoding"
+        if metric == "greedy"
+        else f"{metric.removeprefix('leak@')} sample{'s' * (metric != 'leak@1')}"
+    )
 
 
 def kinds_table(audits: dict[str, list[dict[str, Any]]], metric: str = "leak@100") -> Table:
     """One metric by kind of identifier."""
-    table = Table(title=f"{metric} by kind", title_justify="left")
+    table = _table(f"{metric} by kind")
     for name in ("kind", "spans", *audits, "never trained on"):
-        table.add_column(name, justify="left" if name == "kind" else "right")
+        table.add_column(name, justify="left" if name == "kind" else "right", overflow="fold")
     last = list(audits.values())[-1]
     for entry in last:
         kind = entry["group"].get("kind")
@@ -145,7 +162,21 @@ def _cell(entry: dict[str, Any] | None, interval: bool = True) -> str:
     if entry is None:
         return "-"
     if entry["value"] is None:
-        return f"- ({entry['reason']})"
-    digits = 1 if entry["metric"] == "perplexity" else 3
-    text = f"{entry['value']:.{digits}f}"
-    return f"{text} [{entry['low']:.{digits}f}, {entry['high']:.{digits}f}]".replace("[", "\\[") if interval else text
+        return f"- ({entry['reason']})" if interval else "-"
+    write = _perplexity if entry["metric"] == "perplexity" else _share
+    text = write(entry["value"])
+    return f"{text} \\[{write(entry['low'])}, {write(entry['high'])}]" if interval else text
+
+
+def _share(value: float) -> str:
+    """Four characters: .472, 1.00."""
+    text = f"{value:.3f}"
+    return text[1:] if text.startswith("0") else f"{value:.2f}"
+
+
+def _perplexity(value: float) -> str:
+    """At most four characters below a million: 1.04, 23.8, 712, 9.9k, 88k."""
+    for limit, digits in ((10, 2), (100, 1), (1000, 0)):
+        if round(value, digits) < limit:
+            return f"{value:.{digits}f}"
+    return f"{value / 1000:.{1 if value < 9950 else 0}f}k"
