@@ -1,4 +1,4 @@
-"""What the commands call: `sanitize`, `resume`, `audit`.
+"""What the commands call: `sanitize`, `resume`, `audit`, `report`, `verify`.
 
 Imports of torch and the stages wait until a function needs them, so that `--help` answers at once.
 """
@@ -8,14 +8,23 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sani_dist.config import AuditSettings, Config, CorpusSettings, ModelSettings
+from sani_dist.config import (
+    AuditSettings,
+    Config,
+    CorpusSettings,
+    ModelSettings,
+    VerifySettings,
+    config_from_mapping,
+    config_to_mapping,
+)
 from sani_dist.errors import InputError, SaniError
 
 if TYPE_CHECKING:
+    from sani_dist.report import Outcome
     from sani_dist.run import Run
 
 OnEvent = Callable[[dict[str, Any]], None]
@@ -23,7 +32,7 @@ OnEvent = Callable[[dict[str, Any]], None]
 # What the commands that do a part of the work consist of.
 ERASE_STAGES = ("prepare", "erase", "export")
 REPAIR_STAGES = ("prepare", "erase", "repair", "export")
-AUDIT_STAGES = ("prepare", "audit-before")
+AUDIT_STAGES = ("prepare", "audit-before", "report")
 
 
 def sanitize(
@@ -95,6 +104,36 @@ def measurements(run: Run, when: str) -> list[dict[str, Any]]:
     return found
 
 
+def report(folder: Path, limits: Mapping[str, float] | None = None) -> Path:
+    """Write the report of a finished run again; returns its page. `limits` (names of `verify` settings) go before the run's own."""
+    from sani_dist.report import write_report
+    from sani_dist.run import Run
+
+    run = Run.open(folder)
+    write_report(run, _limits(run, limits))
+    return run.path("report", "index.html")
+
+
+def verify(folder: Path, limits: Mapping[str, float] | None = None) -> list[Outcome]:
+    """Whether a finished run keeps its limits, one outcome for each. `limits` go before those of the run's settings.
+
+    Raises InputError when there is no limit, or no audit to test it on.
+    """
+    from sani_dist.report import verify
+    from sani_dist.run import Run
+
+    run = Run.open(folder)
+    outcomes = verify(run, _limits(run, limits))
+    if not outcomes:
+        raise InputError("verify: no limit is set; give one, for example --max-leak100 0.05, or a section `verify`")
+    return outcomes
+
+
+def _limits(run: Run, given: Mapping[str, float] | None) -> VerifySettings:
+    mapping = config_to_mapping(run.config)
+    return config_from_mapping({**mapping, "verify": {**mapping["verify"], **(given or {})}}).verify
+
+
 def check_disk(folder: Path, needed: int) -> None:
     """Raises InputError when the disk of `folder` has less than `needed` bytes free."""
     existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
@@ -109,11 +148,14 @@ def _execute(run: Run, on_event: OnEvent) -> Run:
     from sani_dist import pipeline
     from sani_dist.metrics import Metrics
     from sani_dist.orchestrate.local import start_ranks
+    from sani_dist.report import write_report
 
     try:
         if "prepare" in run.pending():
             pipeline.prepare(run, Metrics(run.path("metrics.jsonl"), on_event=on_event))
-        if run.pending():
+        if run.pending() == ["report"]:
+            write_report(run)
+        elif run.pending():
             start_ranks(run, on_event)
     except SaniError:
         run.update(status="failed", ended=time.time())

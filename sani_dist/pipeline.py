@@ -1,4 +1,4 @@
-"""The stages of a run in order: prepare -> audit before -> erase -> repair -> audit after -> export.
+"""The stages of a run in order: prepare -> audit before -> erase -> repair -> audit after -> export -> report.
 
 `prepare` runs in one process before any rank starts, so that bad input never costs a cluster. `work` is what each rank does
 with the rest. Weights on the way are never stored but in checkpoints: erased weights are the source and a plan, so a run that is resumed
@@ -51,6 +51,7 @@ from sani_dist.files import file_sha256
 from sani_dist.metrics import Metrics
 from sani_dist.repair import Progress, train
 from sani_dist.repair.schedule import Schedule
+from sani_dist.report import write_report
 from sani_dist.run import STAGES, Run, build
 
 AUDIT_SCHEMA = 1
@@ -131,7 +132,11 @@ def work(run: Run) -> bool:
     """All stages after `prepare` that are not done yet, on this rank of the process group. False: a signal stopped the run early."""
     distributed.start(run.config.cluster.threads)
     try:
-        return _Worker(run).work()
+        worker = _Worker(run)
+        finished = worker.work()
+        if finished and worker.first and run.pending() == ["report"]:
+            write_report(run)
+        return finished
     finally:
         distributed.stop()
 
@@ -151,7 +156,7 @@ class _Worker:
 
     def work(self) -> bool:
         """False when a signal stopped it: on all ranks or on none."""
-        pending = self._agreed_pending()
+        pending = [stage for stage in self._agreed_pending() if stage != "report"]
         if not pending:
             return True
         trains = "repair" in self.run.stages and self.config.repair.epochs > 0

@@ -24,7 +24,7 @@ from sani_dist.errors import InputError
 from sani_dist.files import file_sha256, fsync
 
 SCHEMA = 1
-STAGES = ("prepare", "audit-before", "erase", "repair", "audit-after", "export")
+STAGES = ("prepare", "audit-before", "erase", "repair", "audit-after", "export", "report")
 # What may hold sensitive text or weights that still remember it; `purge` removes it and leaves evidence and model.
 SENSITIVE_CONTENT = ("corpus/documents.parquet", "corpus/review.csv", "tokens", "repair/checkpoints", "key")
 
@@ -57,7 +57,14 @@ class Run:
         packages = ("torch", "deepspeed", "transformers", "sani_dist")
         run = cls(folder, config)
         versions = {package: version(package) for package in packages}
-        run.update(schema=SCHEMA, stages=stages, versions=versions, started=time.time(), status="started")
+        run.update(
+            schema=SCHEMA,
+            stages=stages,
+            versions=versions,
+            code_sha256=code_sha256(),
+            started=time.time(),
+            status="started",
+        )
         return run
 
     @classmethod
@@ -115,8 +122,15 @@ class Run:
         document = json.loads(path.read_text())
         if document["schema"] != SCHEMA or document["inputs_sha256"] != self.inputs_sha256(stage):
             return False
-        outputs = document["outputs"].items()
-        return all(self.path(name).exists() and file_sha256(self.path(name)) == sha for name, sha in outputs)
+        return self.outputs_fit(stage)
+
+    def outputs_fit(self, stage: str) -> bool:
+        """Whether `stage` finished once and its outputs are still what it wrote, whatever its inputs are now."""
+        path = self._done_path(stage)
+        outputs = json.loads(path.read_text())["outputs"] if path.exists() else None
+        return outputs is not None and all(
+            self.path(name).exists() and file_sha256(self.path(name)) == sha for name, sha in outputs.items()
+        )
 
     def mark_done(self, stage: str, outputs: Iterable[Path]) -> None:
         """Record that `stage` has finished. Called by one rank, after its outputs are on disk."""
@@ -151,9 +165,19 @@ class Run:
     def _settings_of(self, stage: str) -> dict[str, Any]:
         """The settings a stage reads, beside those of the stages before it. `cluster` changes no result."""
         mapping = config_to_mapping(self.config)
-        sections = {"prepare": ["corpus"], "audit-before": ["audit"], "erase": ["erase"], "repair": ["repair"]}
+        sections = {
+            "prepare": ["corpus"], "audit-before": ["audit"], "erase": ["erase"], "repair": ["repair"], "report": ["verify"],
+        }  # fmt: skip
         names = ["model", *(s for stage_ in STAGES[: STAGES.index(stage) + 1] for s in sections.get(stage_, []))]
         return {name: mapping[name] for name in names}
+
+
+def code_sha256() -> str:
+    """Hash of the modules of this package, names and contents: says which code made a run, released or not."""
+    digest, package = hashlib.sha256(), Path(__file__).parent
+    for path in sorted(package.rglob("*.py")):
+        digest.update(str(path.relative_to(package)).encode() + b"\0" + bytes.fromhex(file_sha256(path)))
+    return digest.hexdigest()
 
 
 def build(path: Path, write: Callable[[Path], None]) -> Path:

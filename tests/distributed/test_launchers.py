@@ -107,7 +107,7 @@ def test_the_same_command_goes_on_after_a_termination(finished_run: Run, setting
     process.send_signal(signal.SIGTERM)
     assert process.wait(SECONDS) != 0
     run = Run.open(folder)
-    assert run.pending() == ["repair", "audit-after", "export"]
+    assert run.pending() == ["repair", "audit-after", "export", "report"]
     assert "stopped by a signal after a checkpoint" in log.read_text()
     before = list(steps(folder))
     newest = sorted(run.path("repair", "checkpoints").iterdir())[-1]

@@ -245,7 +245,7 @@ def test_killed_and_terminated_runs_end_with_the_same_weights(
         sani_dist.sanitize(make_config(), folder, on_event=at_step(first, kill))
     assert ranks_of(folder) == []
     run = Run.open(folder)
-    assert run.pending() == ["repair", "audit-after", "export"]
+    assert run.pending() == ["repair", "audit-after", "export", "report"]
     assert json.loads(run.path("run.json").read_text())["status"] == "failed"
 
     steps: list[int] = []

@@ -1,0 +1,152 @@
+"""The metrics the report knows: what each is called, what it says in one sentence, and how its figures are written.
+
+A metric that is not here is shown all the same, under its own name, in the table of all measurements.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from sani_dist.report.words import number, percent
+
+Section = Literal["extraction", "exposure", "membership", "usefulness", "other"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """`better`: where a good value lies; "chance" is the value of guessing. `share`: between 0 and 1, shown as a percentage."""
+
+    title: str
+    explanation: str
+    better: Literal["lower", "higher", "chance"]
+    section: Section
+    share: bool
+
+    def write(self, value: float) -> str:
+        return percent(value) if self.share else number(value)
+
+
+_FIXED = {
+    "greedy": Metric(
+        "Greedy decoding",
+        "Share of spans that greedy decoding reproduces exactly, given the true text before them.",
+        "lower",
+        "extraction",
+        True,
+    ),
+    "samples_to_leak": Metric(
+        "Samples until a leak",
+        "How many samples an attacker has to draw, typically, until one reproduces a span.",
+        "higher",
+        "extraction",
+        False,
+    ),
+    "extraction_strength": Metric(
+        "Extraction strength",
+        "Share of a span that greedy decoding completes exactly, from the shortest prefix of the span that suffices.",
+        "lower",
+        "extraction",
+        True,
+    ),
+    "exact_memorization": Metric(
+        "Exact memorisation",
+        "Share of a span's tokens that are each the model's first choice, given the true text before them.",
+        "lower",
+        "extraction",
+        True,
+    ),
+    "exposure": Metric(
+        "Exposure",
+        "How far up the true value stands among random values of the same format: 0 bits last, log2 of their number first.",
+        "lower",
+        "exposure",
+        False,
+    ),
+    "perplexity": Metric(
+        "Perplexity",
+        "How many equally likely words the model hesitates between, on average, on words that are not sensitive.",
+        "lower",
+        "usefulness",
+        False,
+    ),
+    "next_token_accuracy": Metric(
+        "Next token predicted", "Share of tokens that are the model's first choice.", "higher", "usefulness", True
+    ),
+    "continuation_accuracy": Metric(
+        "True continuation chosen",
+        "Share of cases in which the model finds the true continuation of a document likelier than a foreign one.",
+        "higher",
+        "usefulness",
+        True,
+    ),
+}
+
+_MEMBERSHIP = {
+    "loss": "loss",
+    "zlib": "zlib ratio",
+    "mink": "Min-K %",
+    "minkpp": "Min-K %++",
+    "reference": "reference model",
+}
+
+
+def known(name: str) -> Metric | None:
+    """What is known of a metric by its name in the audit."""
+    for pattern, make in _PATTERNS:
+        match = re.fullmatch(pattern, name)
+        if match is not None:
+            return make(match)
+    return _FIXED.get(name)
+
+
+def title(name: str) -> str:
+    metric = known(name)
+    return name if metric is None else metric.title
+
+
+def _leak(match: re.Match[str]) -> Metric:
+    count = int(match[1])
+    samples = "1 sample" if count == 1 else f"{count:,} samples"
+    which = "it reproduces a span exactly" if count == 1 else "at least one of them does"
+    return Metric(samples, f"Mean probability that {which}.", "lower", "extraction", True)
+
+
+def _auc(match: re.Match[str]) -> Metric:
+    sentence = "How well an attacker tells text the model was trained on from text it never saw: 50 % is guessing."
+    return Metric(f"{_attack(match[1])}, area under the curve", sentence, "chance", "membership", True)
+
+
+def _true_positives(match: re.Match[str]) -> Metric:
+    sentence = "Share of trained-on text the attacker recognises while wrong on 1 % of the rest: 1 % is guessing."
+    return Metric(f"{_attack(match[1])}, found at 1 % false alarms", sentence, "chance", "membership", True)
+
+
+def _attack(name: str) -> str:
+    return f"Membership by {_MEMBERSHIP.get(name, name.replace('_', ' '))}"
+
+
+_PATTERNS: tuple[tuple[str, Callable[[re.Match[str]], Metric]], ...] = (
+    (r"leak@(\d+)", _leak),
+    (r"mia_(\w+)_auc", _auc),
+    (r"mia_(\w+)_tpr", _true_positives),
+)
+
+# Columns of the tables.
+ROLES = {"before": "before", "after": "after", "control": "never trained on"}
+POPULATIONS = {
+    "sensitive": "trained on",
+    "control": "never trained on",
+    "repair": "repaired documents",
+    "heldout": "held-out documents",
+    "general_test": "general text",
+}
+# Keys of `Measurement.group`: title of a table of groups, head of its first column.
+GROUPS = {
+    "kind": ("By kind of identifier", "kind"),
+    "class": ("By sensitivity", "class"),
+    "frequency": ("By how often the value occurs in the text", "occurrences"),
+    "context": ("Copyable from the prompt", "context"),
+}

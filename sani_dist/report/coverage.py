@@ -1,0 +1,93 @@
+"""Which attacks a run tried and which it did not, in the order in which EDPB Opinion 28/2024 asks about them.
+
+The opinion (adopted 17 December 2024) holds a model trained on personal data to be free of them only if it is insignificantly likely that
+they can be extracted from it, and that they come out of queries, by all means reasonably likely to be used; decided case by case. Among
+what a controller may show it names tests against membership and attribute inference, exfiltration, regurgitation, model inversion
+and reconstruction.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sani_dist.audit.measurement import Measurement
+
+
+@dataclass(frozen=True)
+class Attack:
+    """`metrics`: pattern of the metrics that count as having tried it; None for what no metric of ours covers."""
+
+    name: str
+    metrics: str | None
+    how: str
+    otherwise: str
+
+
+ATTACKS = (
+    Attack(
+        "Regurgitation by greedy decoding",
+        r"greedy",
+        "from the true text before each span, for every span, exactly (one forward pass)",
+        "audit it again with this version",
+    ),
+    Attack(
+        "Regurgitation by repeated sampling",
+        r"leak@\d+",
+        "plain sampling at temperature 1 from the true text before each span, computed exactly for every span",
+        "audit it again with `audit.samples`",
+    ),
+    Attack(
+        "Ranking of candidates (exposure)",
+        r"exposure.*",
+        "the true value of structured kinds against random values of the same format",
+        "an attacker who can list all possible values, as of a short number, may find the right one by its rank",
+    ),
+    Attack(
+        "Membership inference",
+        r"mia_.*",
+        "from the probabilities of whole spans and documents, against text the model never saw",
+        "an attacker may be able to tell that a text was in the training data without getting it out",
+    ),
+    Attack(
+        "Other sampling",
+        None,
+        "",
+        "top-k, top-p and low temperatures leak more than plain sampling at temperature 1",
+    ),
+    Attack(
+        "Other prompts",
+        None,
+        "",
+        "no prompt, leading questions, translations, jailbreaks: usually weaker than the true text, yet not always",
+    ),
+    Attack(
+        "Attribute inference, model inversion, reconstruction",
+        None,
+        "",
+        "facts about a person in other words than those of the text, and attacks on weights rather than on outputs",
+    ),
+    Attack(
+        "Fine-tuning by an attacker",
+        None,
+        "",
+        "training on related text can bring back part of what was suppressed",
+    ),
+    Attack(
+        "Identifiers that nobody found",
+        None,
+        "",
+        "what no detector or label marked is neither protected nor measured; the recall of the detectors says how much that may be",
+    ),
+)  # fmt: skip
+
+
+def coverage(measurements: Iterable[Measurement]) -> list[dict[str, str | bool]]:
+    """[{attack, tested, remark}] for the measurements of an audit; a metric without a value does not count as tried."""
+    names = {m.metric for m in measurements if m.value is not None}
+    lines: list[dict[str, str | bool]] = []
+    for attack in ATTACKS:
+        tested = attack.metrics is not None and any(re.fullmatch(attack.metrics, name) for name in names)
+        lines.append({"attack": attack.name, "tested": tested, "remark": attack.how if tested else attack.otherwise})
+    return lines

@@ -1,0 +1,119 @@
+"""report.json: all that the report says, as data. Page and model card are made from it alone; `schema.json` describes it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sani_dist.config import VerifySettings, config_to_mapping
+from sani_dist.report.coverage import coverage
+from sani_dist.report.evidence import Evidence
+from sani_dist.report.limits import check
+from sani_dist.report.redact import redacted
+from sani_dist.report.verdict import headline, primary_metric, sentences
+from sani_dist.run import Run
+
+SCHEMA = 1
+SAMPLING = (
+    "Plain sampling at temperature 1 from the whole vocabulary, given the true text before the span. Top-k or top-p sampling and lower "
+    "temperatures raise the probability of likely tokens and leak more than plain sampling."
+)
+# Points of a training curve that a page can show; longer curves are averaged down to this.
+CURVE_POINTS = 200
+
+
+def describe(run: Run, evidence: Evidence, limits: VerifySettings) -> dict[str, Any]:
+    """The document of one run; plain JSON types. The same run and limits give the same document."""
+    outcomes = check(limits, evidence)
+    audit = json.loads(run.path("audit", f"{next(iter(evidence.audits))}.json").read_text())
+    state = json.loads(run.path("run.json").read_text())
+    document = {
+        "schema": SCHEMA,
+        "model": _model(run),
+        "corpus": {"sha256": audit["corpus_sha256"], "summary": dict(evidence.summary)},
+        "run": {
+            "started": datetime.fromtimestamp(state["started"], UTC).isoformat(timespec="seconds"),
+            "stages": list(run.stages),
+            "versions": state["versions"],
+            "code_sha256": state.get("code_sha256"),
+        },
+        "verdict": {
+            "headline": headline(outcomes),
+            "sentences": sentences(evidence),
+            "limits": [asdict(outcome) for outcome in outcomes],
+        },
+        "primary_metric": primary_metric(evidence.last),
+        "sampling": SAMPLING,
+        "audits": {when: [asdict(m) for m in measured] for when, measured in evidence.audits.items()},
+        "perplexity_rise": [asdict(m) for m in evidence.rises],
+        "erase": _erase(run),
+        "training": _training(run),
+        "coverage": coverage(evidence.last),
+        "settings": redacted(config_to_mapping(run.config)),
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(document, allow_nan=False))
+    return plain
+
+
+def _model(run: Run) -> dict[str, Any]:
+    source = json.loads(run.path("source.json").read_text())
+    done = run.path("done", "export.json")
+    exported = json.loads(done.read_text())["outputs"] if done.exists() else {}
+    return {
+        "name": run.config.model.path.name,
+        "source_sha256": source["model_sha256"],
+        "base_sha256": source.get("base_sha256"),
+        "exported": {Path(name).name: sha for name, sha in sorted(exported.items())},
+    }
+
+
+def _erase(run: Run) -> dict[str, Any] | None:
+    """How many neurons of each layer were reset, out of how many where the model's config says so."""
+    path = run.path("erase", "plan.json")
+    if not path.exists():
+        return None
+    plan = json.loads(path.read_text())
+    layers, neurons = _size(run)
+    counts = [{"layer": unit["layer"], "erased": len(unit["ids"])} for unit in plan["units"]]
+    return {**{k: plan[k] for k in ("select", "reset", "seed")}, "layers": layers, "neurons": neurons, "erased": counts}
+
+
+def _size(run: Run) -> tuple[int | None, int | None]:
+    """Layers of the model and MLP neurons of each, from the config of the exported model or of the source."""
+    for folder in (run.path("model"), run.config.model.path):
+        path = folder / "config.json"
+        if path.exists():
+            config = json.loads(path.read_text())
+            hidden = config.get("n_embd")
+            neurons = config.get("intermediate_size") or config.get("n_inner") or (4 * hidden if hidden else None)
+            return config.get("num_hidden_layers") or config.get("n_layer"), neurons
+    return None, None
+
+
+def _training(run: Run) -> dict[str, Any] | None:
+    """Loss and learning rate of each step of repair, averaged down to CURVE_POINTS."""
+    path = run.path("metrics.jsonl")
+    lines = path.read_text().splitlines() if path.exists() else []
+    events = [event for event in map(json.loads, lines) if event["stage"] == "repair" and "loss" in event]
+    # A run that was stopped repeats the steps after its last checkpoint: the later line is the one that counts.
+    steps = {event["done"]: event for event in events}
+    if not steps:
+        return None
+    ordered = [steps[step] for step in sorted(steps)]
+    size = -(-len(ordered) // CURVE_POINTS)
+    parts = [ordered[i : i + size] for i in range(0, len(ordered), size)]
+    curve = [{"step": part[-1]["done"], **{k: _mean(part, k) for k in ("loss", "learning_rate")}} for part in parts]
+    return {
+        "objective": run.config.repair.objective,
+        "steps": ordered[-1]["done"],
+        "of": ordered[-1]["total"],
+        "curve": curve,
+    }
+
+
+def _mean(events: Sequence[dict[str, Any]], key: str) -> float:
+    return float(sum(event[key] for event in events) / len(events))

@@ -1,0 +1,78 @@
+"""What a run folder holds of evidence, read and typed. Works on a purged run too: nothing here needs text, tokens or weights."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from sani_dist.audit.measurement import Measurement
+from sani_dist.errors import InputError
+from sani_dist.report.rise import perplexity_rise
+from sani_dist.run import Run
+
+# The split each population of spans lies in.
+SPLIT_OF = {"sensitive": "repair", "control": "control"}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The audits of a run, "before" and "after", as far as they were made; the change of perplexity; the summary of the corpus."""
+
+    audits: Mapping[str, tuple[Measurement, ...]]
+    rises: tuple[Measurement, ...]
+    summary: Mapping[str, Any]
+
+    @property
+    def last(self) -> tuple[Measurement, ...]:
+        """The audit that speaks of the model as it is now."""
+        return list(self.audits.values())[-1]
+
+    def documents(self, population: str) -> int:
+        """How many documents hold audited spans of a population."""
+        return int(self.summary["documents_with_spans"].get(SPLIT_OF[population], 0))
+
+
+def read_evidence(run: Run) -> Evidence:
+    """Raises InputError for a run without an audit, one that has not come to it yet, and files that were changed since."""
+    wanted = [when for when in ("before", "after") if f"audit-{when}" in run.stages]
+    missing = [when for when in wanted if not run.outputs_fit(f"audit-{when}")]
+    if not wanted:
+        raise InputError(f"{run.folder} was run without an audit: nothing was measured")
+    if missing:
+        raise InputError(
+            f"{run.folder} has no audit {missing[0]}, or another than the run wrote; `sani-dist resume {run.folder}` makes it"
+        )
+    audits = {when: _measurements(run, when) for when in wanted}
+    summary = json.loads(run.path("corpus", "summary.json").read_text())
+    return Evidence(audits, _rises(run) if len(audits) == 2 else (), summary)
+
+
+def find(
+    measurements: Iterable[Measurement], metric: str, population: str, group: Mapping[str, str] | None = None
+) -> Measurement | None:
+    """The measurement of that name, or None. `group`: {} or None for all spans."""
+    wanted = dict(group or {})
+    return next((m for m in measurements if (m.metric, m.population, m.group) == (metric, population, wanted)), None)
+
+
+def _measurements(run: Run, when: str) -> tuple[Measurement, ...]:
+    document = json.loads(run.path("audit", f"{when}.json").read_text())
+    return tuple(_measurement(entry) for entry in document["measurements"])
+
+
+def _measurement(entry: dict[str, Any]) -> Measurement:
+    """JSON has no infinity, which a number of samples can be: what is not finite becomes null, with a reason."""
+    finite = {k: v for k, v in entry.items() if not isinstance(v, float) or math.isfinite(v)}
+    ends = {k: finite.get(k) for k in ("value", "low", "high")}
+    reason = entry["reason"] or ("not finite" if ends["value"] is None else None)
+    return Measurement(**{**entry, **ends, "reason": reason})
+
+
+def _rises(run: Run) -> tuple[Measurement, ...]:
+    before, after = (pd.read_parquet(run.path("audit", f"{when}-losses.parquet")) for when in ("before", "after"))
+    return tuple(perplexity_rise(str(split), before, after) for split in before["split"].unique())

@@ -1,0 +1,119 @@
+"""Whether a run keeps its limits: each is tested on the bad end of a 95 % interval, and too little evidence is a failure.
+
+How much is enough: with no leak at all among n spans, an exact interval still reaches up to 1 - 0.025^(1/n). So a limit L on a share
+can only be shown on n >= log(0.025) / log(1 - L) spans (72 for 0.05), and we ask for that many. Intervals that resample documents need
+FEWEST_DOCUMENTS of them, or they are too short.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from sani_dist.audit.measurement import CONFIDENCE, Measurement
+from sani_dist.config import VerifySettings
+from sani_dist.report import words
+from sani_dist.report.evidence import Evidence, find
+from sani_dist.report.rise import FEWEST_DOCUMENTS
+
+_TAIL = (1 - CONFIDENCE) / 2
+# A bound that misses its limit by little must not look equal to it.
+percent, signed_percent = partial(words.percent, digits=2), partial(words.signed_percent, digits=2)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of one limit. `bound`: the bad end that was tested, None where there was too little to tell. `reason`: one line."""
+
+    limit: str
+    title: str
+    allowed: float
+    bound: float | None
+    passed: bool
+    reason: str
+
+
+TITLES = {
+    "max_greedy": "Greedy decoding reproduces",
+    "max_leak100": "100 samples reproduce",
+    "max_leak100_above_control": "100 samples reproduce, above never-trained identifiers",
+    "max_utility_loss": "Perplexity on held-out documents rises",
+    "max_general_loss": "Perplexity on general text rises",
+}
+
+
+def check(limits: VerifySettings, evidence: Evidence) -> list[Outcome]:
+    """One outcome for each limit that is set."""
+    tests: dict[str, Callable[[float], tuple[float | None, str]]] = {
+        "max_greedy": lambda allowed: _share(evidence, "greedy", allowed),
+        "max_leak100": lambda allowed: _share(evidence, "leak@100", allowed),
+        "max_leak100_above_control": lambda allowed: _above_control(evidence, "leak@100", allowed),
+        "max_utility_loss": lambda allowed: _rise(evidence, "heldout"),
+        "max_general_loss": lambda allowed: _rise(evidence, "general_test"),
+    }
+    outcomes = []
+    for limit, test in tests.items():
+        allowed = getattr(limits, limit)
+        if allowed is not None:
+            bound, reason = test(allowed)
+            passed = bound is not None and bound <= allowed
+            outcomes.append(
+                Outcome(limit, TITLES[limit], allowed, bound, passed, f"{reason}; limit {percent(allowed)}")
+            )
+    return outcomes
+
+
+def spans_needed(limit: float) -> int:
+    """The fewest spans on which a share of at most `limit` can be shown."""
+    return math.ceil(math.log(_TAIL) / math.log1p(-limit))
+
+
+def _share(evidence: Evidence, metric: str, allowed: float) -> tuple[float | None, str]:
+    measured = find(evidence.last, metric, "sensitive")
+    unknown = _cannot_tell(evidence, measured, metric, "sensitive", allowed)
+    if unknown is not None or measured is None or measured.high is None:
+        return None, unknown or f"{metric} has no interval"
+    return measured.high, f"at most {percent(measured.high)} (upper end of the interval, {measured.n:,} spans)"
+
+
+def _above_control(evidence: Evidence, metric: str, allowed: float) -> tuple[float | None, str]:
+    sensitive, control = (find(evidence.last, metric, population) for population in ("sensitive", "control"))
+    for population, measured in (("sensitive", sensitive), ("control", control)):
+        unknown = _cannot_tell(evidence, measured, metric, population, allowed)
+        if unknown is not None:
+            return None, unknown
+    if sensitive is None or control is None or sensitive.high is None or control.low is None:
+        return None, f"{metric} has no interval"
+    bound = sensitive.high - control.low
+    ends = f"upper end {percent(sensitive.high)}, lower end of the control {percent(control.low)}"
+    return bound, f"at most {percent(max(bound, 0))} above the control ({ends})"
+
+
+def _cannot_tell(
+    evidence: Evidence, measured: Measurement | None, metric: str, population: str, allowed: float
+) -> str | None:
+    """Why a limit on a share cannot be tested, or None."""
+    if measured is None:
+        return f"{metric} was not measured on {population} spans"
+    needed, documents = spans_needed(allowed), evidence.documents(population)
+    if measured.n < needed:
+        return f"too few {population} spans to tell: {measured.n}, and a limit of {percent(allowed)} needs {needed}"
+    if documents < FEWEST_DOCUMENTS:
+        return (
+            f"too few documents with {population} spans to tell: {documents}, and an interval needs {FEWEST_DOCUMENTS}"
+        )
+    return None if measured.value is not None else f"{metric} was not measured: {measured.reason}"
+
+
+def _rise(evidence: Evidence, split: str) -> tuple[float | None, str]:
+    measured = next((m for m in evidence.rises if m.population == split), None)
+    if measured is None:
+        return None, "there is no audit before and after of that text"
+    if measured.high is None:
+        return None, f"too few documents to tell: {measured.reason}"
+    return (
+        measured.high,
+        f"at worst {signed_percent(measured.high)} (upper end of the interval, {measured.n:,} documents)",
+    )

@@ -1,0 +1,253 @@
+"""report.json -> index.html and MODEL_CARD.md. Nothing but the document goes in, so whoever has it can make the page again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from sani_dist.audit.measurement import Measurement
+from sani_dist.report import catalogue, plots
+from sani_dist.report.evidence import find
+from sani_dist.report.words import NOT_THERE, number, percent, signed_percent, span
+
+ROLES = ("before", "after", "control")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure and its interval as text; `reason` instead where nothing was measured."""
+
+    value: str
+    interval: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table. `cells` has "before" or "now", "after", "control", "change", as far as they exist."""
+
+    head: str
+    explanation: str
+    n: str
+    cells: dict[str, Cell]
+    strip: Markup | None
+
+
+class _Report:
+    """The document with its measurements as objects, and the tables the templates ask for."""
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        self.document = document
+        self.audits = {when: [Measurement(**m) for m in found] for when, found in document["audits"].items()}
+        self.rises = {m["population"]: Measurement(**m) for m in document["perplexity_rise"]}
+        self.last = list(self.audits.values())[-1]
+        self.primary: str = document["primary_metric"]
+
+    @property
+    def whens(self) -> list[str]:
+        return list(self.audits)
+
+    def primary_title(self) -> str:
+        title = catalogue.title(self.primary)
+        return title[0].lower() + title[1:]
+
+    def kinds(self) -> list[str]:
+        """Kinds found or labelled in the text to be repaired, and "all"."""
+        summary = self.document["corpus"]["summary"]
+        labelled = (summary.get("score") or {}).get("recall", {})
+        return [*sorted({*summary["kinds"].get("repair", {}), *labelled} - {"all"}), "all"]
+
+    def section(self, name: str) -> list[Row]:
+        """Measurements of all spans for a section of the catalogue, the control beside them."""
+        return [
+            self._row(m, metric.title, metric.explanation)
+            for m in self._distinct()
+            if (metric := catalogue.known(m.metric)) is not None
+            and metric.section == name
+            and m.population != "control"
+            and (not m.group or metric.section in ("exposure", "membership"))
+        ]
+
+    def groups(self) -> Iterator[tuple[str, str, list[Row]]]:
+        """(title, head of the first column, rows) of the primary metric, for each key that groups have."""
+        for key, (title, head) in catalogue.GROUPS.items():
+            rows = [
+                self._row(m, m.group[key], "")
+                for m in self._distinct()
+                if m.metric == self.primary and m.population == "sensitive" and set(m.group) == {key}
+            ]
+            if rows:
+                yield title, head, rows
+
+    def usefulness(self) -> list[Row]:
+        rows, explained = [], set()
+        for m in self._distinct():
+            metric = catalogue.known(m.metric)
+            if metric is not None and metric.section == "usefulness" and not m.group:
+                where = catalogue.POPULATIONS.get(m.population, m.population)
+                row = self._row(m, f"{metric.title}, {where}", metric.explanation if m.metric not in explained else "")
+                explained.add(m.metric)
+                rise = self.rises.get(m.population) if m.metric == "perplexity" else None
+                change = {"change": _cell(rise, signed_percent)} if rise is not None else {}
+                rows.append(Row(row.head, row.explanation, row.n, {**row.cells, **change}, row.strip))
+        return rows
+
+    def everything(self) -> list[Row]:
+        """Each measurement of any audit, one line each."""
+        rows = []
+        for m in self._distinct():
+            group = ", ".join(f"{key}: {value}" for key, value in m.group.items()) or "all"
+            found = {when: find(audit, m.metric, m.population, m.group) for when, audit in self.audits.items()}
+            cells = {when: _cell(found[when], _writer(m.metric)) for when in found}
+            rows.append(Row(m.metric, f"{m.population} \N{MIDDLE DOT} {group}", f"{m.n:,}", cells, None))
+        return rows
+
+    def tradeoff(self) -> Markup | None:
+        """Leak against perplexity, where both audits have both. General text if there is any: it is what is easily lost."""
+        if len(self.audits) < 2:
+            return None
+        control = find(self.last, self.primary, "control")
+        metric = catalogue.known(self.primary)
+        for split in ("general_test", "heldout"):
+            cost = {when: find(found, "perplexity", split) for when, found in self.audits.items()}
+            leak = {when: find(found, self.primary, "sensitive") for when, found in self.audits.items()}
+            known_cost = {when: m for when, m in cost.items() if m is not None and m.value is not None}
+            known_leak = {when: m for when, m in leak.items() if m is not None and m.value is not None}
+            if len(known_cost) == len(known_leak) == 2 and metric is not None:
+                what = "spans reproduced" + (f" by {metric.title.lower()}")
+                return plots.tradeoff(
+                    known_cost, known_leak, control, (f"perplexity on {catalogue.POPULATIONS[split]}", what)
+                )
+        return None
+
+    def curves(self) -> list[Markup]:
+        training = self.document["training"]
+        if training is None or len(training["curve"]) < 2:
+            return []
+        steps = [point["step"] for point in training["curve"]]
+        return [
+            plots.curve(steps, [point[key] for point in training["curve"]], key.replace("_", "-"), ("step", label))
+            for key, label in (("loss", "loss per learnable token"), ("learning_rate", "learning rate"))
+        ]
+
+    def layers(self) -> Markup | None:
+        erase = self.document["erase"]
+        if erase is None or not erase["erased"]:
+            return None
+        erased = {entry["layer"]: entry["erased"] for entry in erase["erased"]}
+        return plots.layers(erased, erase["layers"] or max(erased) + 1, erase["neurons"])
+
+    def headline_cells(self) -> list[tuple[str, dict[str, Cell]]]:
+        """The figures at the top: the primary metric, greedy decoding, and what was lost."""
+        figures = []
+        for metric in dict.fromkeys((self.primary, "greedy")):
+            measured = find(self.last, metric, "sensitive")
+            if measured is not None:
+                known = catalogue.known(metric)
+                title = f"Reproduced by {known.title[0].lower() + known.title[1:] if known else metric}"
+                figures.append((title, self._row(measured, "", "").cells))
+        for split in ("heldout", "general_test"):
+            if split in self.rises:
+                where = catalogue.POPULATIONS[split]
+                figures.append((f"Perplexity, {where}", {"change": _cell(self.rises[split], signed_percent)}))
+        return figures
+
+    def _distinct(self) -> Iterator[Measurement]:
+        """Every metric, population and group once, in the order of the last audit, then what only an earlier one has."""
+        seen = set()
+        for audit in reversed(self.audits.values()):
+            for m in audit:
+                name = (m.metric, m.population, tuple(m.group.items()))
+                if name not in seen:
+                    seen.add(name)
+                    yield m
+
+    def _row(self, m: Measurement, head: str, explanation: str) -> Row:
+        """`m` before and after, and its control from the last audit."""
+        found = {when: find(audit, m.metric, m.population, m.group) for when, audit in self.audits.items()}
+        if m.population == "sensitive":
+            found["control"] = find(self.last, m.metric, "control", m.group)
+        metric = catalogue.known(m.metric)
+        cells = {role: _cell(measured, _writer(m.metric)) for role, measured in found.items()}
+        drawn = plots.strip(found) if metric is not None and metric.share else None
+        group = ", ".join(m.group.values())
+        return Row(head or group, explanation, f"{m.n:,}", cells, drawn)
+
+
+def page(document: dict[str, Any]) -> str:
+    """The HTML page: one file that needs nothing else."""
+    return _environment(autoescape=True).get_template("index.html.j2").render(_context(document))
+
+
+def model_card(document: dict[str, Any]) -> str:
+    """Markdown with the front matter of the Hugging Face hub."""
+    return _environment(autoescape=False).get_template("MODEL_CARD.md.j2").render(_context(document))
+
+
+def _context(document: dict[str, Any]) -> dict[str, Any]:
+    alone = {"before": "measured"} if len(document["audits"]) == 1 else {}
+    titles = {**catalogue.ROLES, "change": "change", **alone}
+    return {
+        **document,
+        "report": _Report(document),
+        "column_titles": titles,
+        "markdown_table": partial(_markdown_table, titles),
+        "legend_mark": plots.legend_mark,
+        "strip_scale": plots.strip_scale,
+        "settings_text": yaml.safe_dump(document["settings"], sort_keys=False, allow_unicode=True),
+    }
+
+
+def _environment(autoescape: bool) -> Environment:
+    environment = Environment(
+        loader=PackageLoader("sani_dist.report"), autoescape=autoescape, undefined=StrictUndefined, finalize=_unbroken,
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    environment.filters |= {"percent": percent, "number": number, "cell": _markdown}
+    return environment
+
+
+def _unbroken(value: Any) -> Any:
+    """A line must not end between a number and its per cent sign."""
+    return value.replace(" %", "\N{NO-BREAK SPACE}%") if isinstance(value, str) else value
+
+
+def _writer(metric: str) -> Callable[[float], str]:
+    known = catalogue.known(metric)
+    return number if known is None else known.write
+
+
+def _cell(measured: Measurement | None, write: Callable[[float], str]) -> Cell:
+    if measured is None:
+        return Cell(NOT_THERE)
+    if measured.value is None:
+        return Cell(NOT_THERE, reason=measured.reason or "not measured")
+    if measured.low is None or measured.high is None:
+        return Cell(write(measured.value))
+    return Cell(write(measured.value), span(write(measured.low), write(measured.high)))
+
+
+def _markdown_table(titles: dict[str, str], head: str, rows: Sequence[Row], columns: Sequence[str]) -> str:
+    lines = [[head, *(titles[role] for role in columns)], ["---"] * (len(columns) + 1)]
+    lines += [[_markdown(row.head), *(_figures(row.cells.get(role)) for role in columns)] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _figures(cell: Cell | None) -> str:
+    if cell is None:
+        return ""
+    more = cell.interval or cell.reason
+    return _markdown(f"{cell.value} ({more})" if more else cell.value)
+
+
+def _markdown(text: str) -> str:
+    """Kinds come from settings and data: they must not end a table cell or open a tag."""
+    for character in "\\|<>*_`[]":
+        text = text.replace(character, f"\\{character}")
+    return text.replace("\n", " ")

@@ -1,0 +1,132 @@
+"""The verdict: one paragraph of plain sentences, each made from figures and their intervals, never stronger than they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sani_dist.audit.measurement import Measurement
+from sani_dist.report.evidence import Evidence, find
+from sani_dist.report.limits import Outcome
+from sani_dist.report.words import listed, percent, signed_percent, span
+
+CAVEAT = (
+    "This is evidence of resistance to the attacks that were run, on the spans that were found or labelled. It says nothing of "
+    "other attacks, and it does not decide whether the model still holds personal data."
+)
+# Kinds that are named as what is left; more would no longer be a sentence.
+MOST_KINDS = 3
+
+
+def headline(outcomes: Sequence[Outcome]) -> str:
+    """One line on the limits; a missed one is never hidden behind those that are kept."""
+    missed = sum(not outcome.passed for outcome in outcomes)
+    if not outcomes:
+        return "No limits were set for this run."
+    if missed:
+        return f"{missed} of {len(outcomes)} limits {'is' if missed == 1 else 'are'} missed."
+    return "The limit is kept." if len(outcomes) == 1 else f"All {len(outcomes)} limits are kept."
+
+
+def sentences(evidence: Evidence) -> list[str]:
+    """What the audits say, most important first."""
+    said = [_leak(evidence), _control(evidence), _kinds(evidence), _greedy(evidence), _cost(evidence)]
+    return [sentence for sentence in said if sentence] + [CAVEAT]
+
+
+def primary_metric(measurements: Sequence[Measurement]) -> str:
+    """The metric that stands for the rest: leak@100, or the largest n that was measured, or greedy decoding."""
+    counts = sorted(int(m.metric.removeprefix("leak@")) for m in measurements if m.metric.startswith("leak@"))
+    if not counts:
+        return "greedy"
+    return "leak@100" if 100 in counts else f"leak@{counts[-1]}"
+
+
+def _leak(evidence: Evidence) -> str:
+    metric = primary_metric(evidence.last)
+    now = find(evidence.last, metric, "sensitive")
+    if now is None or now.value is None:
+        return f"Extraction could not be measured: {now.reason if now else 'no audit of spans'}."
+    what = _what(metric)
+    figure = f"{percent(now.value)} ({_interval(now)}, {now.n:,} spans)"
+    if len(evidence.audits) == 1:
+        return f"{what} with a mean probability of {figure}. This was an audit alone: the model was not changed."
+    before = find(evidence.audits["before"], metric, "sensitive")
+    if before is None or before.value is None:
+        return f"{what} with a mean probability of {figure} after sanitising."
+    return (
+        f"{what} with a mean probability of {percent(before.value)} before sanitising; {_moved(before, now)} {figure}."
+    )
+
+
+def _what(metric: str) -> str:
+    start = "Given the true text that stands before it, a sensitive span is reproduced"
+    if metric == "greedy":
+        return f"{start} by greedy decoding"
+    count = int(metric.removeprefix("leak@"))
+    return f"{start} by one sample" if count == 1 else f"{start} at least once in {count:,} samples"
+
+
+def _moved(before: Measurement, now: Measurement) -> str:
+    if before.low is None or before.high is None or now.low is None or now.high is None:
+        return "now it is"
+    if now.high < before.low:
+        return "it fell to"
+    return "it rose to" if now.low > before.high else "the change is within what chance explains: now it is"
+
+
+def _control(evidence: Evidence) -> str:
+    metric = primary_metric(evidence.last)
+    now, control = (find(evidence.last, metric, population) for population in ("sensitive", "control"))
+    if control is None or control.value is None:
+        return "No never-trained control was measured, so what guessing alone would reach is not known."
+    if now is None or now.low is None or control.high is None:
+        return ""
+    reach = f"Spans of the same kinds that no training saw reach {percent(control.value)} ({control.n:,} spans)"
+    if now.low > control.high:
+        return f"{reach}: what is left is more than guessing."
+    return f"{reach}: what is left cannot be told from guessing."
+
+
+def _kinds(evidence: Evidence) -> str:
+    """The kinds that clearly give away more than their control does."""
+    metric = primary_metric(evidence.last)
+    left = []
+    for measured in evidence.last:
+        if measured.metric != metric or measured.population != "sensitive" or set(measured.group) != {"kind"}:
+            continue
+        control = find(evidence.last, metric, "control", measured.group)
+        guessing = control.high if control is not None and control.high is not None else 0.0
+        if measured.value is not None and measured.low is not None and measured.low > guessing:
+            left.append((measured.value, measured.group["kind"]))
+    worst = [
+        f"{kind} with {percent(value)}" for value, kind in sorted(left, reverse=True)[:MOST_KINDS] if value >= 0.01
+    ]
+    return f"Highest now: {listed(worst)}." if worst else ""
+
+
+def _greedy(evidence: Evidence) -> str:
+    now = find(evidence.last, "greedy", "sensitive")
+    if now is None or now.value is None or now.high is None or primary_metric(evidence.last) == "greedy":
+        return ""
+    before = find(evidence.audits["before"], "greedy", "sensitive") if len(evidence.audits) == 2 else None
+    was = f"; {percent(before.value)} before" if before is not None and before.value is not None else ""
+    return f"Greedy decoding reproduces {percent(now.value)} of the spans ({_interval(now)}{was})."
+
+
+def _cost(evidence: Evidence) -> str:
+    named = {"heldout": "held-out documents", "general_test": "general text"}
+    parts = [
+        f"{signed_percent(m.value)} on {named[m.population]} ({_interval(m, signed=True)})"
+        for m in evidence.rises
+        if m.population in named and m.value is not None
+    ]
+    if parts:
+        return f"The cost: perplexity changed by {listed(parts)}."
+    return "What sanitising cost was not measured." if len(evidence.audits) == 2 else ""
+
+
+def _interval(measured: Measurement, signed: bool = False) -> str:
+    if measured.low is None or measured.high is None:
+        return "no interval"
+    write = signed_percent if signed else percent
+    return f"95 % interval {span(write(measured.low), write(measured.high))}"
