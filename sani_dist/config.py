@@ -315,7 +315,10 @@ _PATHS = (
 
 def _shown(place: Sequence[int | str]) -> str:
     """The dotted name of a setting. A key that cannot be one is left out: it may be a value in the wrong place."""
-    return ".".join(str(part) if re.fullmatch(r"[a-z_]*|[0-9]*", str(part)) else "(a key)" for part in place)
+    limits = VerifySettings.model_fields  # names with digits in them
+    return ".".join(
+        str(part) if part in limits or re.fullmatch(r"[a-z_]*|[0-9]*", str(part)) else "(a key)" for part in place
+    )
 
 
 def _known_keys(place: tuple[int | str, ...]) -> str:
