@@ -88,6 +88,11 @@ class PresidioDetector(Settings):
         ("DATE_TIME", "LOCATION"), description="entities that identify only in combination"
     )
     patterns: tuple[Pattern, ...] = ()
+    ordinary_words: Literal["drop", "keep"] = Field(
+        "drop",
+        description="a PERSON of one word that the corpus also has in lower case, or an acronym: drop, unless a longer name or a "
+        "title speaks for it; keep: protect it wherever it stands",
+    )
     score: Annotated[float, Field(ge=0, le=1)] = 0.35
 
 
@@ -315,10 +320,7 @@ _PATHS = (
 
 def _shown(place: Sequence[int | str]) -> str:
     """The dotted name of a setting. A key that cannot be one is left out: it may be a value in the wrong place."""
-    limits = VerifySettings.model_fields  # names with digits in them
-    return ".".join(
-        str(part) if part in limits or re.fullmatch(r"[a-z_]*|[0-9]*", str(part)) else "(a key)" for part in place
-    )
+    return ".".join(str(part) if re.fullmatch(r"[a-z_][a-z0-9_]*|[0-9]*", str(part)) else "(a key)" for part in place)
 
 
 def _known_keys(place: tuple[int | str, ...]) -> str:

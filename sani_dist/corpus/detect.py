@@ -1,6 +1,6 @@
 """Everything sensitive in the corpus, in three passes over it: write the documents, find, close.
 
-read     sources -> documents.parquet, and the graph of rare terms
+read     sources -> documents.parquet, the graph of rare terms, and the words that are no names
 find     each document's own findings; their values go on the blacklist
 close    findings and all occurrences of blacklisted values, merged -> spans.parquet
 """
@@ -20,6 +20,7 @@ from sani_dist.corpus.annotations import labelled_spans
 from sani_dist.corpus.closure import Blacklist, merge
 from sani_dist.corpus.documents import documents
 from sani_dist.corpus.fold import value_key
+from sani_dist.corpus.ordinary import OrdinaryWords
 from sani_dist.corpus.presidio import presidio
 from sani_dist.corpus.rare_terms import RareTerms
 from sani_dist.corpus.score import DetectorScore
@@ -109,11 +110,12 @@ class _Detectors:
         self._everywhere: list[Detector] = []
         self._on_records: list[Detector] = []
         self.rare_terms: list[RareTerms] = []
+        self.ordinary = OrdinaryWords() if any(isinstance(d, PresidioDetector) for d in settings.detect) else None
         for chosen in settings.detect:
             if isinstance(chosen, TermsDetector):
                 self._everywhere.append(terms(chosen))
             elif isinstance(chosen, PresidioDetector):
-                self._on_records.append(presidio(chosen))
+                self._on_records.append(presidio(chosen, self.ordinary or ()))
             elif isinstance(chosen, AnnotationsDetector):
                 self._on_records.append(labelled_spans)
             else:
@@ -174,7 +176,7 @@ def _read(
     detectors: _Detectors,
     report: Report | None,
 ) -> int:
-    """Write documents.parquet, draw the graph of rare terms, and return the number of documents."""
+    """Write documents.parquet, draw the graph of rare terms, learn ordinary words, and return the number of documents."""
     total = 0
     with DocumentWriter(folder / "documents.parquet") as writer:
         for document in documents(settings, tokenizer):
@@ -183,6 +185,8 @@ def _read(
             if document.split == "repair":
                 for rare_terms in detectors.rare_terms:
                     rare_terms.add(document)
+            if detectors.ordinary is not None:
+                detectors.ordinary.add(document)
             if report is not None and total % 256 == 0:
                 report(total, None)
     return total

@@ -1,9 +1,15 @@
-"""Detector `presidio`: Microsoft Presidio over a spaCy model that is installed, never fetched, with extra patterns."""
+"""Detector `presidio`: Microsoft Presidio over a spaCy model that is installed, never fetched, with extra patterns.
+
+Its language model takes words of a form, such as MRN, Consultant or Glucose, for names, and closure would protect each of them
+everywhere. So a PERSON of a single word is left out if it is an acronym of two to four capitals, or stands in lower case elsewhere in
+the corpus (`OrdinaryWords`): unless the same document has it as a part of a longer name, or after a title. Brown stays a name in a
+document with Susan Brown or Dr. Brown; alone in one, where others write brown, it is lost, and `ordinary_words: keep` keeps it.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +20,19 @@ from sani_dist.errors import InputError
 # spaCy refuses texts over a million characters and takes about 1 GB for one; windows overlap so that no name is cut in
 # two.
 _WINDOW, _OVERLAP = 100_000, 500
+_WORD = re.compile(r"[^\W\d_]{2,}")
+_ACRONYM_LETTERS = 4
+_TITLE = re.compile(r"\b(?:Mr|Mrs|Ms|Miss|Mx|Dr|Prof|Sir|Dame|Judge|Doctor|Nurse)\.?\s+$", re.IGNORECASE)
+_TITLE_CHARACTERS = 12
 
 
-def presidio(settings: PresidioDetector) -> Callable[[Sequence[Document]], list[list[Span]]]:
-    """Return the detector. Raises `InputError` for a missing package or model, an unknown entity, a wrong pattern."""
+def presidio(
+    settings: PresidioDetector, ordinary: Container[str] = ()
+) -> Callable[[Sequence[Document]], list[list[Span]]]:
+    """Return the detector. Raises `InputError` for a missing package or model, an unknown entity, a wrong pattern.
+
+    `ordinary`: the words, in lower case, that the corpus also uses as such.
+    """
     patterns = [(pattern, _compiled(pattern)) for pattern in settings.patterns]
     analyze = _analyzer(settings)
     indirect = frozenset(settings.indirect)
@@ -36,10 +51,13 @@ def presidio(settings: PresidioDetector) -> Callable[[Sequence[Document]], list[
                 )
                 for result in found
             )
-        return [
+        spans = [
             _prefer_patterns(document.text, found, list(_matches(patterns, document.text)))
             for document, found in zip(documents, findings, strict=True)
         ]
+        if settings.ordinary_words == "keep":
+            return spans
+        return [_names(d.text, found, ordinary) for d, found in zip(documents, spans, strict=True)]
 
     return detect
 
@@ -147,3 +165,27 @@ def _prefer_patterns(text: str, findings: list[Span], hits: list[Span]) -> list[
             if any(character.isalnum() for character in text[start:end]):
                 spans.append(Span(start, end, finding.kind, finding.sensitivity, finding.detector))
     return spans
+
+
+def _names(text: str, spans: list[Span], ordinary: Container[str]) -> list[Span]:
+    """Return the spans without those PERSONs of the language model that are a word and no name."""
+    people = [span for span in spans if span.kind == "PERSON"]
+    certain = {
+        word.casefold()
+        for span in people
+        if not _WORD.fullmatch(text, span.start, span.end) or _follows_title(text, span.start)
+        for word in _WORD.findall(text, span.start, span.end)
+    }
+
+    def is_name(span: Span) -> bool:
+        word = text[span.start : span.end]
+        if span.kind != "PERSON" or span.detector != "presidio" or not _WORD.fullmatch(word):
+            return True
+        acronym = word.isupper() and len(word) <= _ACRONYM_LETTERS
+        return not (acronym or word.lower() in ordinary) or word.casefold() in certain
+
+    return [span for span in spans if is_name(span)]
+
+
+def _follows_title(text: str, start: int) -> bool:
+    return _TITLE.search(text, max(0, start - _TITLE_CHARACTERS), start) is not None
