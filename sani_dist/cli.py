@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from sani_dist.config import PRESETS, Config, load_config
 from sani_dist.errors import InputError, SaniError
@@ -322,7 +323,7 @@ def main() -> None:
     try:
         app()
     except SaniError as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", soft_wrap=True, highlight=False)
+        Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True, highlight=False)
         sys.exit(error.exit_code)
 
 

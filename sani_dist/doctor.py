@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
 from rich.console import Console
+from rich.markup import escape
 
 from sani_dist.config import Config
 
@@ -19,6 +23,8 @@ PACKAGES = ("torch", "deepspeed", "transformers", "accelerate", "datasets", "ray
 # DeepSpeed ops that a run uses: on CPU the shared-memory collectives, with CPU offload the optimizer.
 OPS = {"deepspeed_shm_comm": "ShareMemCommBuilder", "cpu_adam": "CPUAdamBuilder"}
 
+NAME_WIDTH = 22
+TALK_SECONDS = 180
 _TALK = """
 import torch, torch.distributed as dist
 from sani_dist.engine import distributed
@@ -37,7 +43,7 @@ def examine(console: Console, config: Config | None) -> bool:
         nonlocal good
         good = good and ok is not False
         mark = {True: "[green]ok[/green]  ", False: "[red]bad[/red] ", None: "[yellow]-[/yellow]   "}[ok]
-        console.print(f"{mark}{name:<22}{text}", soft_wrap=True, highlight=False)
+        console.print(f"{mark}{name:<{NAME_WIDTH}}{escape(text)}", soft_wrap=True, highlight=False)
 
     line("python", platform.python_version(), sys.version_info >= (3, 11))
     for package in PACKAGES:
@@ -51,6 +57,8 @@ def examine(console: Console, config: Config | None) -> bool:
                 None if optional else False,
             )
     import torch
+
+    import sani_dist.engine  # noqa: F401 - before DeepSpeed, which it tells that there is no GPU
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     line(
@@ -74,8 +82,6 @@ def examine(console: Console, config: Config | None) -> bool:
 
 def _op_is_compatible(builder: str) -> bool:
     from deepspeed.accelerator import get_accelerator
-
-    import sani_dist.engine  # noqa: F401 - tells DeepSpeed which accelerator there is
 
     found = get_accelerator().create_op_builder(builder)
     return found is not None and bool(found.is_compatible(verbose=False))
@@ -107,24 +113,37 @@ def _two_ranks_talk() -> tuple[str, bool]:
     from sani_dist.orchestrate.local import environment, free_port
 
     port = free_port()
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", _TALK],
-            env=environment(rank, 2, port),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
-        for rank in range(2)
-    ]
-    try:
-        for process in ranks:
-            process.wait(timeout=180)
-    except subprocess.TimeoutExpired:
-        for process in ranks:
-            process.kill()
-        return "no answer in 180 s: check firewall and /etc/hosts", False
-    failed = [p for p in ranks if p.returncode]
-    if failed and failed[0].stderr is not None:
-        last = failed[0].stderr.read().decode(errors="replace").strip().splitlines()
+    with contextlib.ExitStack() as stack:
+        # Files, since a rank that fills a pipe nobody reads would wait for ever.
+        errors = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(2)]
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, "-c", _TALK], env=environment(rank, 2, port), stdout=subprocess.DEVNULL, stderr=error
+            )
+            for rank, error in enumerate(errors)
+        ]
+        try:
+            answered = _ended(ranks)
+        finally:
+            for process in ranks:
+                process.kill()
+                process.wait()
+        if not answered:
+            return f"no answer in {TALK_SECONDS} s: check firewall and /etc/hosts", False
+        # First the one that failed by itself: a positive code, where that of a rank killed for its sake is negative.
+        failed = sorted((rank for rank in range(2) if ranks[rank].returncode), key=lambda rank: -ranks[rank].returncode)
+        if not failed:
+            return "yes", True
+        errors[failed[0]].seek(0)
+        last = errors[failed[0]].read().decode(errors="replace").strip().splitlines()
         return f"no: {last[-1] if last else 'a rank failed'}", False
-    return "yes", True
+
+
+def _ended(ranks: list[subprocess.Popen[bytes]]) -> bool:
+    """Wait until both have ended, or one has failed, since the other would wait for it. False: neither in time."""
+    end = time.monotonic() + TALK_SECONDS
+    while any(rank.poll() is None for rank in ranks) and not any(rank.poll() for rank in ranks):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True
