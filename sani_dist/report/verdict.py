@@ -22,9 +22,11 @@ def headline(outcomes: Sequence[Outcome]) -> str:
     missed = sum(not outcome.passed for outcome in outcomes)
     if not outcomes:
         return "No limits were set for this run."
+    if len(outcomes) == 1:
+        return "The limit is missed." if missed else "The limit is kept."
     if missed:
         return f"{missed} of {len(outcomes)} limits {'is' if missed == 1 else 'are'} missed."
-    return "The limit is kept." if len(outcomes) == 1 else f"All {len(outcomes)} limits are kept."
+    return f"All {len(outcomes)} limits are kept."
 
 
 def sentences(evidence: Evidence) -> list[str]:
