@@ -64,14 +64,14 @@ class _Report:
         return [*sorted({*summary["kinds"].get("repair", {}), *labelled} - {"all"}), "all"]
 
     def section(self, name: str) -> list[Row]:
-        """Measurements of all spans for a section of the catalogue, the control beside them."""
+        """Measurements of a section of the catalogue, the control beside them. Extraction has tables of its own for groups."""
         return [
-            self._row(m, metric.title, metric.explanation)
+            self._row(m, ", ".join([metric.title, *m.group.values()]), "" if m.group else metric.explanation)
             for m in self._distinct()
             if (metric := catalogue.known(m.metric)) is not None
             and metric.section == name
             and m.population != "control"
-            and (not m.group or metric.section in ("exposure", "membership"))
+            and not (m.group and name == "extraction")
         ]
 
     def groups(self) -> Iterator[tuple[str, str, list[Row]]]:
@@ -155,7 +155,7 @@ class _Report:
         for split in ("heldout", "general_test"):
             if split in self.rises:
                 where = catalogue.POPULATIONS[split]
-                figures.append((f"Perplexity, {where}", {"change": _cell(self.rises[split], signed_percent)}))
+                figures.append((f"Change of perplexity, {where}", {"change": _cell(self.rises[split], signed_percent)}))
         return figures
 
     def _distinct(self) -> Iterator[Measurement]:
@@ -176,8 +176,7 @@ class _Report:
         metric = catalogue.known(m.metric)
         cells = {role: _cell(measured, _writer(m.metric)) for role, measured in found.items()}
         drawn = plots.strip(found) if metric is not None and metric.share else None
-        group = ", ".join(m.group.values())
-        return Row(head or group, explanation, f"{m.n:,}", cells, drawn)
+        return Row(head, explanation, f"{m.n:,}", cells, drawn)
 
 
 def page(document: dict[str, Any]) -> str:
@@ -214,8 +213,12 @@ def _environment(autoescape: bool) -> Environment:
 
 
 def _unbroken(value: Any) -> Any:
-    """A line must not end between a number and its per cent sign."""
-    return value.replace(" %", "\N{NO-BREAK SPACE}%") if isinstance(value, str) else value
+    """A line must not end between a number and the sign beside it."""
+    if not isinstance(value, str):
+        return value
+    for sign, kept in ((" %", "\N{NO-BREAK SPACE}%"), ("< ", "<\N{NO-BREAK SPACE}"), ("> ", ">\N{NO-BREAK SPACE}")):
+        value = value.replace(sign, kept)
+    return value
 
 
 def _writer(metric: str) -> Callable[[float], str]:

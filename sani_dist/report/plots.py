@@ -21,6 +21,8 @@ STRIP_WIDTH, LANE = 220, 12
 LEFT, RIGHT, TOP, BOTTOM = 76, 20, 18, 52
 # Steps up to which each point of a curve gets a dot.
 MOST_DOTS = 40
+# The vertical axis of a share reaches at least this far: below it, differences are not worth a picture.
+LEAST_SHARE = 0.05
 
 Marks = Mapping[str, Measurement | None]
 
@@ -61,7 +63,8 @@ def tradeoff(
     low, high = min(map(_low, cost.values())), max(map(_high, cost.values()))
     margin = 0.15 * (high - low) or 0.1 * high
     guessing = None if control is None else control.value
-    canvas = _Canvas(640, 340, (max(0.0, low - margin), high + margin), (0, _round_up(max(map(_high, leak.values())))))
+    top = _round_up(max(LEAST_SHARE, *map(_high, leak.values())))
+    canvas = _Canvas(640, 340, (max(0.0, low - margin), high + margin), (0, top))
     parts = [canvas.frame(labels, _plain, _percent)]
     places = {when: (canvas.x(_value(cost[when])), canvas.y(_value(leak[when]))) for when in ("before", "after")}
     right = places["after"][0] >= places["before"][0]
@@ -88,8 +91,9 @@ def curve(steps: Sequence[int], values: Sequence[float], name: str, labels: tupl
     """A line over training steps; `name` tells figures of one page apart, `labels` are those of the two axes."""
     low, high = min(values), max(values)
     # A curve that stays well above zero would be flat on a scale from zero.
-    bottom = 0.0 if low < 0.6 * high else _round_down(low)
-    canvas = _Canvas(440, 280, (0, max(steps)), (bottom, max(_round_up(high), bottom + 1e-9)))
+    top = _round_up(high)
+    bottom = 0.0 if low < 0.6 * high or _round_down(low) == top else _round_down(low)
+    canvas = _Canvas(440, 280, (0, max(steps)), (bottom, top))
     points = [(_p(canvas.x(step)), _p(canvas.y(value))) for step, value in zip(steps, values, strict=True)]
     parts = [canvas.frame(labels, _plain, _plain)]
     parts.append(f'<polyline class="curve" points="{" ".join(f"{x},{y}" for x, y in points)}"/>')

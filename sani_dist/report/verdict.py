@@ -9,10 +9,12 @@ from sani_dist.report.evidence import Evidence, find
 from sani_dist.report.limits import Outcome
 from sani_dist.report.words import listed, percent, signed_percent, span
 
-CAVEAT = (
-    "This is evidence of resistance to the attacks that were run, on the spans that were found or labelled. It says nothing of "
-    "other attacks, and it does not decide whether the model still holds personal data."
+# Closes every verdict.
+EVIDENCE = "This is evidence of resistance to the attacks that were run, on the spans that were found or labelled."
+EVIDENCE_ALONE = (
+    "This is what the attacks that were run get out of the model, on the spans that were found or labelled."
 )
+CAVEAT = "It says nothing of other attacks, and it does not decide whether the model holds personal data."
 # Kinds that are named as what is left; more would no longer be a sentence.
 MOST_KINDS = 3
 
@@ -32,7 +34,8 @@ def headline(outcomes: Sequence[Outcome]) -> str:
 def sentences(evidence: Evidence) -> list[str]:
     """What the audits say, most important first."""
     said = [_leak(evidence), _control(evidence), _kinds(evidence), _greedy(evidence), _cost(evidence)]
-    return [sentence for sentence in said if sentence] + [CAVEAT]
+    evidence_of = EVIDENCE_ALONE if len(evidence.audits) == 1 else EVIDENCE
+    return [sentence for sentence in said if sentence] + [f"{evidence_of} {CAVEAT}"]
 
 
 def primary_metric(measurements: Sequence[Measurement]) -> str:
@@ -84,9 +87,8 @@ def _control(evidence: Evidence) -> str:
     if now is None or now.low is None or control.high is None:
         return ""
     reach = f"Spans of the same kinds that no training saw reach {percent(control.value)} ({control.n:,} spans)"
-    if now.low > control.high:
-        return f"{reach}: what is left is more than guessing."
-    return f"{reach}: what is left cannot be told from guessing."
+    subject = "what comes out" if len(evidence.audits) == 1 else "what is left"
+    return f"{reach}: {subject} {'is more than' if now.low > control.high else 'cannot be told from'} guessing."
 
 
 def _kinds(evidence: Evidence) -> str:
@@ -103,7 +105,7 @@ def _kinds(evidence: Evidence) -> str:
     worst = [
         f"{kind} with {percent(value)}" for value, kind in sorted(left, reverse=True)[:MOST_KINDS] if value >= 0.01
     ]
-    return f"Highest now: {listed(worst)}." if worst else ""
+    return f"Highest: {listed(worst)}." if worst else ""
 
 
 def _greedy(evidence: Evidence) -> str:

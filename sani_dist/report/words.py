@@ -34,12 +34,15 @@ def span(low: str, high: str) -> str:
 
 
 def number(value: float) -> str:
-    """Three significant digits, and no fewer than all digits before the point: 26.3, 0.0312, 1,840, 4.2e-07."""
+    """Three significant digits, and no fewer than all digits before the point: 26.3, 0.0312, 1,840, 2.1 billion, 4.2e-07."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}".replace("-", MINUS)
     size = math.floor(math.log10(abs(value)))
-    if size < -4:
+    if size < -4 or size >= 15:
         return f"{value:.1e}".replace("-", MINUS)
+    for power, name in ((12, "trillion"), (9, "billion"), (6, "million")):
+        if size >= power:
+            return f"{value / 10**power:.{max(0, 1 - size + power)}f} {name}".replace("-", MINUS)
     return f"{value:,.{max(0, 2 - size)}f}".replace("-", MINUS)
 
 

@@ -184,7 +184,7 @@ def test_a_fall_is_called_a_fall_with_interval_and_control(make_run: MakeRun) ->
     text = said(make_run())
     assert "73.3 % before sanitising; it fell to 3.0 % (95 % interval 1.4 to 5.6 %, 300 spans)" in text
     assert "reach 0.5 % (200 spans): what is left cannot be told from guessing" in text
-    assert "Highest now: PERSON with 5.3 %." in text
+    assert "Highest: PERSON with 5.3 %." in text
     assert text.endswith(CAVEAT)
 
 

@@ -116,6 +116,25 @@ def test_an_unknown_metric_is_shown_all_the_same(make_run: MakeRun) -> None:
     assert "paraphrase_hits sensitive \N{MIDDLE DOT} kind: PERSON 300 \N{EN DASH} 12.5 9.00 to 17.2" in page
 
 
+def test_known_metrics_stand_in_their_sections_under_their_titles(make_run: MakeRun) -> None:
+    more = [
+        Measurement("samples_to_leak", "sensitive", 2.1e9, 1e8, 3e10, 300, {}),
+        Measurement("exposure", "sensitive", 4.5, 4.0, 4.9, 20, {"kind": "PHONE_NUMBER"}),
+        Measurement("mia_minkpp_auc", "sensitive", 0.55, 0.5, 0.6, 72, {"unit": "document"}),
+        Measurement("next_token_accuracy", "heldout", 0.4, 0.38, 0.42, 900, {}),
+    ]
+    page = Page(html(make_run(after=[*AFTER, *more]))).words()
+    places = [
+        page.rindex(words)  # the contents name sections, too
+        for words in (
+            "What an attacker can get out", "Samples until a leak", "What it costs", "Next token predicted, held-out documents",
+            "Other attacks", "Exposure, PHONE_NUMBER", "Membership by Min-K %++, area under the curve, document",
+            "What was changed in the model",
+        )
+    ]  # fmt: skip
+    assert places == sorted(places)
+
+
 def test_every_measurement_of_both_audits_is_in_the_last_table(make_run: MakeRun) -> None:
     only_before = share("old_metric", 3, 10)
     page = Page(html(make_run(before=[*BEFORE, only_before]))).words()
@@ -229,11 +248,13 @@ def test_a_percentage_is_never_rounded_to_none_or_all(share_: float, text: str) 
 
 
 def test_other_numbers() -> None:
-    assert [number(x) for x in (26.2557, 1.0446, 0.0312, 1840.2, 4.2e-7, 0.0)] == [
+    assert [number(x) for x in (26.2557, 1.0446, 0.0312, 1840.2, 2.14e9, 3.4e17, 4.2e-7, 0.0)] == [
         "26.3",
         "1.04",
         "0.0312",
         "1,840",
+        "2.1 billion",
+        "3.4e+17",
         "4.2e\N{MINUS SIGN}07",
         "0",
     ]
