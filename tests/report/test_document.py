@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 
 from sani_dist import api
 from sani_dist.audit.measurement import Measurement
-from sani_dist.config import VerifySettings
+from sani_dist.config import Config, VerifySettings
 from sani_dist.report import write_report
 from sani_dist.report.document import CURVE_POINTS
 from sani_dist.report.verdict import CAVEAT
@@ -86,6 +87,19 @@ def test_resume_writes_a_lost_report_and_starts_no_rank(real: Run, monkeypatch: 
     monkeypatch.setattr("sani_dist.orchestrate.local.start_ranks", lambda *_: pytest.fail("a rank was started"))
     api.resume(real.folder)
     assert real.pending() == []
+
+
+def test_an_audit_of_a_model_alone_ends_with_its_report(
+    llama_folder: Path, make_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    api.audit(llama_folder, make_config().corpus, tmp_path / "run")
+    run = Run.open(tmp_path / "run")
+    assert run.pending() == []
+    found = json.loads(run.path("report", "report.json").read_text())
+    check(found)
+    assert list(found["audits"]) == ["before"]
+    assert (found["erase"], found["training"], found["model"]["exported"]) == (None, None, {})
+    assert not run.path("model").exists()
 
 
 # Made runs
