@@ -12,7 +12,7 @@ from typing import Literal
 
 from sani_dist.report.words import number, percent
 
-Section = Literal["extraction", "exposure", "membership", "usefulness", "other"]
+Section = Literal["extraction", "exposure", "membership", "usefulness"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,11 @@ class Metric:
     better: Literal["lower", "higher", "chance"]
     section: Section
     share: bool
+
+    def explained(self) -> str:
+        """The sentence, and where a good value lies."""
+        where = {"lower": "Lower is better.", "higher": "Higher is better.", "chance": "Close to guessing is better."}
+        return f"{self.explanation} {where[self.better]}"
 
     def write(self, value: float) -> str:
         return percent(value) if self.share else number(value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,7 @@ ROLES = ("before", "after", "control")
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure and its interval as text; `reason` instead where nothing was measured."""
+    """A figure and its interval as text; `reason`: why there is none, or what to bear in mind with it."""
 
     value: str
     interval: str = ""
@@ -66,7 +66,7 @@ class _Report:
     def section(self, name: str) -> list[Row]:
         """Measurements of a section of the catalogue, the control beside them. Extraction has tables of its own for groups."""
         return [
-            self._row(m, ", ".join([metric.title, *m.group.values()]), "" if m.group else metric.explanation)
+            self._row(m, ", ".join([metric.title, *m.group.values()]), "" if m.group else metric.explained())
             for m in self._distinct()
             if (metric := catalogue.known(m.metric)) is not None
             and metric.section == name
@@ -91,7 +91,7 @@ class _Report:
             metric = catalogue.known(m.metric)
             if metric is not None and metric.section == "usefulness" and not m.group:
                 where = catalogue.POPULATIONS.get(m.population, m.population)
-                row = self._row(m, f"{metric.title}, {where}", metric.explanation if m.metric not in explained else "")
+                row = self._row(m, f"{metric.title}, {where}", metric.explained() if m.metric not in explained else "")
                 explained.add(m.metric)
                 rise = self.rises.get(m.population) if m.metric == "perplexity" else None
                 change = {"change": _cell(rise, signed_percent)} if rise is not None else {}
@@ -176,6 +176,13 @@ class _Report:
         metric = catalogue.known(m.metric)
         cells = {role: _cell(measured, _writer(m.metric)) for role, measured in found.items()}
         drawn = plots.strip(found) if metric is not None and metric.share else None
+        remarks = {
+            measured.reason for measured in found.values() if measured is not None and measured.value is not None
+        }
+        if len(found) > 1 and len(remarks) == 1 and (remark := remarks.pop()):
+            # The same for all columns: once is enough.
+            explanation = f"{explanation} {remark[0].upper()}{remark[1:]}.".strip()
+            cells = {role: replace(cell, reason="") if cell.reason == remark else cell for role, cell in cells.items()}
         return Row(head, explanation, f"{m.n:,}", cells, drawn)
 
 
@@ -231,9 +238,9 @@ def _cell(measured: Measurement | None, write: Callable[[float], str]) -> Cell:
         return Cell(NOT_THERE)
     if measured.value is None:
         return Cell(NOT_THERE, reason=measured.reason or "not measured")
-    if measured.low is None or measured.high is None:
-        return Cell(write(measured.value))
-    return Cell(write(measured.value), span(write(measured.low), write(measured.high)))
+    ends = (measured.low, measured.high)
+    interval = "" if None in ends else span(*(write(end) for end in ends if end is not None))
+    return Cell(write(measured.value), interval, measured.reason or "")
 
 
 def _markdown_table(titles: dict[str, str], head: str, rows: Sequence[Row], columns: Sequence[str]) -> str:
@@ -245,7 +252,7 @@ def _markdown_table(titles: dict[str, str], head: str, rows: Sequence[Row], colu
 def _figures(cell: Cell | None) -> str:
     if cell is None:
         return ""
-    more = cell.interval or cell.reason
+    more = "; ".join(filter(None, (cell.interval, cell.reason)))
     return _markdown(f"{cell.value} ({more})" if more else cell.value)
 
 

@@ -110,6 +110,20 @@ def test_a_missing_value_shows_its_reason(make_run: MakeRun) -> None:
     assert "too few controls" in Page(html(make_run())).words()
 
 
+def test_a_remark_stands_beside_its_value(make_run: MakeRun) -> None:
+    flagged = Measurement("mia_loss_auc", "sensitive", 0.3, 0.2, 0.4, 80, {}, "far under guessing: over-unlearned")
+    run = make_run(after=[*AFTER, flagged])
+    assert "30.0 % 20.0 to 40.0 % far under guessing: over-unlearned" in Page(html(run)).words()
+
+
+def test_a_remark_that_all_columns_share_stands_once(make_run: MakeRun) -> None:
+    ranked = Measurement("exposure", "sensitive", 3.0, 2.0, 4.0, 20, {}, "rank among up to 32 values")
+    run = make_run(before=[*BEFORE, ranked], after=[*AFTER, ranked])
+    words = Page(html(run)).words()
+    assert words[: words.index("All measurements", 1000)].count("ank among up to 32 values") == 1
+    assert "Lower is better. Rank among up to 32 values. 20 3.00 2.00 to 4.00" in words
+
+
 def test_an_unknown_metric_is_shown_all_the_same(make_run: MakeRun) -> None:
     unknown = Measurement("paraphrase_hits", "sensitive", 12.5, 9.0, 17.25, 300, {"kind": "PERSON"})
     page = Page(html(make_run(after=[*AFTER, unknown]))).words()
