@@ -71,8 +71,8 @@ def scores(
     if not parts:
         empty = hidden.new_empty((0, projection.weight.shape[0]))
         return scores_of_rows(empty, targets, projection.softcap, top_k, moments)
-    columns = {f.name: [getattr(part, f.name) for part in parts] for f in fields(Scores)}
-    return Scores(**{name: None if made[0] is None else torch.cat(made) for name, made in columns.items()})
+    columns = ([getattr(part, f.name) for part in parts] for f in fields(Scores))
+    return Scores(*(None if made[0] is None else torch.cat(made) for made in columns))  # type: ignore[arg-type]
 
 
 def _chunks(
@@ -98,5 +98,8 @@ def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
     """total += a @ b, the sum over chunks in the precision of `total`."""
     if total.dtype == b.dtype:
         total.addmm_(a, b)
+    elif total.is_cuda:
+        # cuBLAS adds 16-bit products to fp32 sums: nothing is rounded between chunks, and no third matrix is written.
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
     else:
         total.add_(a @ b)

@@ -66,7 +66,7 @@ def scores_of_rows(
     logprob = torch.log_softmax(values, dim=1)
     # Read off the log-softmax, which subtracts the largest logit first: digits stay where p is near 1.
     at = logprob.gather(1, target).squeeze(1)
-    top = _top(logprob, values, top_k) if top_k else (None, None)
+    top_ids, top_logprob = _top(logprob, values, top_k) if top_k else (None, None)
     mean = std = None
     if moments:
         p = logprob.exp()
@@ -74,7 +74,7 @@ def scores_of_rows(
         mean = (p * finite).sum(dim=1)
         std = (p * (finite - mean.unsqueeze(1)) ** 2).sum(dim=1).sqrt()
     return Scores(
-        at.float(), rank, lowest == targets, lse.float(), *top,
+        at.float(), rank, lowest == targets, lse.float(), top_ids, top_logprob,
         mean_logprob=None if mean is None else mean.float(),
         std_logprob=None if std is None else std.float(),
     )  # fmt: skip
