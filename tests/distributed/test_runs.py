@@ -120,9 +120,9 @@ print(math.exp(sum(losses) / len(losses)))
     assert float(done.stdout.split()[-1]) == pytest.approx(measured["heldout"], rel=0.01)
 
 
-def test_nothing_but_model_and_tokenizer_is_exported(finished_run: Run) -> None:
+def test_nothing_but_model_tokenizer_and_card_is_exported(finished_run: Run) -> None:
     names = {path.name for path in finished_run.path("model").iterdir()}
-    expected = {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
+    expected = {"README.md", "model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
     assert names == expected
 
 
