@@ -13,12 +13,13 @@ same bits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import fields
 
 import torch
 
-from sani_dist.kernels.problem import Gradients, LossOfRows, Projection, Rows, Scores, ScoresOfRows, Terms, Wants
+from sani_dist.kernels.problem import Gradients, Implementation, Projection, Rows, Scores, Terms, Wants
 
 
 def loss_and_gradients(
@@ -28,28 +29,39 @@ def loss_and_gradients(
     terms: Terms,
     wants: Wants,
     max_bytes: int,
-    loss_of_rows: LossOfRows,
+    implementation: Implementation,
 ) -> Gradients:
-    """Losses and wanted gradients, a chunk of at most `max_bytes` of fp32 logits at a time."""
+    """Losses and wanted gradients, a chunk of at most `max_bytes` of logits at a time."""
     weight, bias, sums = projection.weight, projection.bias, rows.factors.dtype
+    count = rows.index.numel()
+    chunk = _rows_of_chunk(weight, count, max_bytes)
     losses = torch.zeros_like(rows.factors)
     d_hidden = torch.zeros_like(hidden) if wants.hidden else None
-    d_weight = torch.zeros(weight.shape, dtype=sums, device=weight.device) if wants.weight else None
-    d_bias = torch.zeros(bias.shape, dtype=sums, device=bias.device) if bias is not None and wants.bias else None
-    for part, x, logits in _chunks(hidden, projection, rows.index, max_bytes):
-        losses[part] = loss_of_rows(logits, rows.part(part), projection.softcap, terms, any(wants))
+    d_weight = d_bias = None
+    if wants.weight:
+        make = torch.empty_like if count else torch.zeros_like
+        d_weight = make(weight, dtype=weight.dtype if chunk == count else sums, memory_format=torch.contiguous_format)
+    if bias is not None and wants.bias:
+        d_bias = torch.zeros_like(bias, dtype=sums)
+    for part, x, logits in _chunks(hidden, projection, rows.index, chunk):
+        losses[part] = implementation.loss_of_rows(logits, rows.part(part), projection.softcap, terms, any(wants))
         gradient = logits
         if d_bias is not None:
             d_bias += gradient.sum(dim=0, dtype=sums)
         if d_hidden is not None:
             d_hidden.index_add_(0, rows.index[part], gradient @ weight)
         if d_weight is not None:
-            _add_product(d_weight, gradient.t(), x)
+            implementation.product(d_weight, gradient, x, add=part.start > 0)
+        del (
+            x,
+            logits,
+            gradient,
+        )  # or the last chunk would still be there beside the two copies of the weight's gradient below
     return Gradients(
         losses,
         d_hidden,
         None if d_weight is None else d_weight.to(weight.dtype),
-        None if d_bias is None or bias is None else d_bias.to(bias.dtype),
+        None if d_bias is None else d_bias.to(weight.dtype),
     )
 
 
@@ -61,28 +73,33 @@ def scores(
     top_k: int,
     moments: bool,
     max_bytes: int,
-    scores_of_rows: ScoresOfRows,
+    implementation: Implementation,
 ) -> Scores:
     """Scores of the rows in `index`, a chunk at a time: memory beside the result does not grow with their number."""
+    chunk = _rows_of_chunk(projection.weight, index.numel(), max_bytes)
     parts = [
-        scores_of_rows(logits, targets[part], projection.softcap, top_k, moments)
-        for part, _, logits in _chunks(hidden, projection, index, max_bytes)
+        implementation.scores_of_rows(logits, targets[part], projection.softcap, top_k, moments)
+        for part, _, logits in _chunks(hidden, projection, index, chunk)
     ]
     if not parts:
         empty = hidden.new_empty((0, projection.weight.shape[0]))
-        return scores_of_rows(empty, targets, projection.softcap, top_k, moments)
+        return implementation.scores_of_rows(empty, targets, projection.softcap, top_k, moments)
     columns = ([getattr(part, f.name) for part in parts] for f in fields(Scores))
     return Scores(*(None if made[0] is None else torch.cat(made) for made in columns))  # type: ignore[arg-type]
 
 
+def _rows_of_chunk(weight: torch.Tensor, count: int, max_bytes: int) -> int:
+    """As many as fit, but chunks of equal size: a short one at the end would run slower. At least 1."""
+    most = max(1, max_bytes // (weight.shape[0] * weight.element_size()))
+    return max(1, math.ceil(count / max(1, math.ceil(count / most))))
+
+
 def _chunks(
-    hidden: torch.Tensor, projection: Projection, index: torch.Tensor, max_bytes: int
+    hidden: torch.Tensor, projection: Projection, index: torch.Tensor, chunk: int
 ) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
     """(which rows, their hidden states, their logits before soft-capping in a buffer that the next chunk reuses)."""
     weight, count = projection.weight, index.numel()
-    vocabulary = weight.shape[0]
-    chunk = max(1, max_bytes // (vocabulary * max(4, weight.element_size())))
-    buffer = torch.empty((min(chunk, count), vocabulary), dtype=weight.dtype, device=weight.device)
+    buffer = torch.empty((min(chunk, count), weight.shape[0]), dtype=weight.dtype, device=weight.device)
     for first in range(0, count, chunk):
         part = slice(first, min(first + chunk, count))
         x = hidden[index[part]]
@@ -92,14 +109,3 @@ def _chunks(
         else:
             torch.addmm(projection.bias, x, weight.t(), out=logits)
         yield part, x, logits
-
-
-def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
-    """total += a @ b, the sum over chunks in the precision of `total`."""
-    if total.dtype == b.dtype:
-        total.addmm_(a, b)
-    elif total.is_cuda:
-        # cuBLAS adds 16-bit products to fp32 sums: nothing is rounded between chunks, and no third matrix is written.
-        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
-    else:
-        total.add_(a @ b)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from typing import Any, Literal
 
 import torch
 
 from sani_dist.kernels import chunked, reference
-from sani_dist.kernels.problem import Gradients, Projection, Rows, Scores, Terms, Wants
+from sani_dist.kernels.problem import Implementation, Projection, Rows, Scores, Terms, Wants
 
-Implementation = Literal["auto", "reference", "cpu", "triton"]
+logger = logging.getLogger(__name__)
 
-# Logits of one chunk in fp32, in bytes, when the caller names no bound. 128 MiB holds 680 rows of a vocabulary of 49152: enough rows for
-# the matrix units to run full, few enough that the chunk is small beside the model.
+Name = Literal["auto", "reference", "cpu", "triton"]
+
+# Bytes of one chunk of logits, when the caller names no bound: 1365 rows of a vocabulary of 49152 in 16 bits, 261 of one of 128256 in fp32.
+# Enough rows for the products to run full, few enough that the chunk is no larger than the gradient of the weight in fp32.
 DEFAULT_MAX_BYTES = 128 * 2**20
 
 
@@ -30,7 +34,7 @@ def masked_cross_entropy(
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
     reduction: Literal["sum", "none"] = "sum",
-    impl: Implementation = "auto",
+    impl: Name = "auto",
     max_bytes: int | None = None,
 ) -> torch.Tensor:
     """Cross-entropy of the rows that count, and only of them.
@@ -84,7 +88,7 @@ def token_scores(
     softcap: float | None = None,
     top_k: int = 0,
     moments: bool = False,
-    impl: Implementation = "auto",
+    impl: Name = "auto",
     max_bytes: int | None = None,
 ) -> Scores:
     """Probability and rank of each target; arguments as in `masked_cross_entropy`. Memory beside the result does not grow with R.
@@ -97,8 +101,9 @@ def token_scores(
     _check(hidden, projection, targets, rows)
     if not 0 <= top_k <= vocab_weight.shape[0]:
         raise ValueError(f"top_k must lie in [0, {vocab_weight.shape[0]}], not {top_k}")
-    return _scores(
-        _choose(impl, hidden), hidden, projection, rows, targets, top_k, moments, max_bytes or DEFAULT_MAX_BYTES
+    implementation = _choose(impl, hidden)
+    return chunked.scores(
+        hidden, projection, rows, targets, top_k, moments, max_bytes or DEFAULT_MAX_BYTES, implementation
     )
 
 
@@ -108,11 +113,12 @@ class _MaskedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Any, weight: Any, bias: Any, settings: Any) -> Any:
         ctx.settings = settings
-        rows, terms, softcap, reduction, name, max_bytes = settings
+        rows, terms, softcap, reduction, implementation, max_bytes = settings
         ctx.summed = reduction == "sum"
         # "none": each row has a factor of its own in backward, so the chunks run again there.
         wants = Wants(*ctx.needs_input_grad[:3]) if ctx.summed else Wants(False, False, False)
-        found = _loss_and_gradients(name, hidden, Projection(weight, bias, softcap), rows, terms, wants, max_bytes)
+        projection = Projection(weight, bias, softcap)
+        found = chunked.loss_and_gradients(hidden, projection, rows, terms, wants, max_bytes, implementation)
         if not ctx.summed:
             ctx.save_for_backward(hidden, weight, bias)
             return found.losses
@@ -122,52 +128,49 @@ class _MaskedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> Any:  # type: ignore[override]
         if ctx.summed:
-            gradients = [g if g is None else g * upstream.to(g.dtype) for g in ctx.saved_tensors]
+            # Most often it is 1; to look costs nothing but on GPUs, where it would synchronise.
+            scaled = upstream.is_cuda or upstream.item() != 1
+            gradients = [g if g is None or not scaled else g * upstream.to(g.dtype) for g in ctx.saved_tensors]
         else:
             hidden, weight, bias = ctx.saved_tensors
-            rows, terms, softcap, _, name, max_bytes = ctx.settings
+            rows, terms, softcap, _, implementation, max_bytes = ctx.settings
             rows = Rows(rows.index, rows.targets, rows.roles, rows.factors * upstream)
             wants = Wants(*ctx.needs_input_grad[:3])
             projection = Projection(weight, bias, softcap)
-            gradients = list(_loss_and_gradients(name, hidden, projection, rows, terms, wants, max_bytes)[1:])
+            found = chunked.loss_and_gradients(hidden, projection, rows, terms, wants, max_bytes, implementation)
+            gradients = list(found[1:])
         return (*gradients, None)
 
 
-def _choose(impl: Implementation, hidden: torch.Tensor) -> str:
-    """The implementation to run."""
+def _choose(impl: Name, hidden: torch.Tensor) -> Implementation:
+    """The implementation to run. The modules are imported when asked for: Triton is only where there is a GPU, or a test."""
     device = hidden.device.type
-    if impl == "auto":
-        impl = {"cpu": "cpu", "cuda": "triton"}.get(device, "reference")  # type: ignore[assignment]
-        if hidden.dtype == torch.float64:
-            impl = "reference"
-    if impl not in ("reference", "cpu", "triton"):
+    if impl not in ("auto", "reference", "cpu", "triton"):
         raise ValueError(f"impl must be 'auto', 'reference', 'cpu' or 'triton', not {impl!r}")
-    if impl != "reference" and hidden.dtype == torch.float64:
+    if impl in ("cpu", "triton") and hidden.dtype == torch.float64:
         raise ValueError(f"impl={impl!r} computes in fp32, bf16 and fp16; float64 needs impl='reference'")
     if impl == "cpu" and device != "cpu":
         raise ValueError(f"impl='cpu' needs tensors on the CPU, not on {device}")
-    return impl
-
-
-def _loss_and_gradients(name: str, hidden: torch.Tensor, projection: Projection, rows: Rows, terms: Terms, wants: Wants, max_bytes: int) -> Gradients:  # fmt: skip # noqa: E501
-    """Run the implementation `name`."""
-    return chunked.loss_and_gradients(
-        hidden, projection, rows, terms, wants, max_bytes, _row_functions(name).loss_of_rows
-    )
-
-
-def _scores(name: str, hidden: torch.Tensor, projection: Projection, rows: torch.Tensor, targets: torch.Tensor, top_k: int, moments: bool, max_bytes: int) -> Scores:  # fmt: skip # noqa: E501
-    function = _row_functions(name).scores_of_rows
-    return chunked.scores(hidden, projection, rows, targets, top_k, moments, max_bytes, function)
-
-
-def _row_functions(name: str) -> Any:
-    """The module whose `loss_of_rows` and `scores_of_rows` look at a chunk of logits."""
-    if name == "triton":
-        from sani_dist.kernels import triton_rows  # lazily: Triton is only where there is a GPU, or a test
+    automatic = impl == "auto" and hidden.dtype != torch.float64
+    if impl == "triton" or (automatic and device == "cuda"):
+        from sani_dist.kernels import triton_rows
 
         return triton_rows
+    if impl == "cpu" or (automatic and device == "cpu"):
+        from sani_dist.kernels import cpu_rows
+
+        reason = cpu_rows.why_not(hidden.dtype)
+        if reason is None:
+            return cpu_rows
+        if impl == "cpu":
+            raise RuntimeError(f"impl='cpu' cannot be used here: {reason}")
+        _warn_once(f"The loss runs in plain torch, which takes longer: its C++ cannot be used here ({reason})")
     return reference
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)
 
 
 def _check(hidden: torch.Tensor, projection: Projection, targets: torch.Tensor, rows: torch.Tensor) -> None:

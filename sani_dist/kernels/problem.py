@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -81,7 +80,18 @@ class Scores:
     std_logprob: torch.Tensor | None = None
 
 
-# (logits [n, V], rows, softcap, terms, wants gradient) -> losses [n]; the gradient overwrites the logits.
-LossOfRows = Callable[[torch.Tensor, Rows, "float | None", Terms, bool], torch.Tensor]
-# (logits [n, V], targets [n], softcap, top_k, moments) -> scores; may overwrite the logits.
-ScoresOfRows = Callable[[torch.Tensor, torch.Tensor, "float | None", int, bool], Scores]
+class Implementation(Protocol):
+    """A module with what is done between and beside the matrix products of a chunk."""
+
+    def loss_of_rows(
+        self, logits: torch.Tensor, rows: Rows, softcap: float | None, terms: Terms, wants_gradient: bool
+    ) -> torch.Tensor:
+        """Losses [n] times their factors; the gradient with respect to the logits [n, V] before soft-capping overwrites them."""
+
+    def scores_of_rows(
+        self, logits: torch.Tensor, targets: torch.Tensor, softcap: float | None, top_k: int, moments: bool
+    ) -> Scores:
+        """Scores of each row of logits [n, V], which it may overwrite."""
+
+    def product(self, out: torch.Tensor, a: torch.Tensor, b: torch.Tensor, add: bool) -> None:
+        """out [M, N] = a^T b, or `add` it to what is there, for a [K, M] and b [K, N]; summed in the precision of `out`."""

@@ -56,7 +56,7 @@ def scores_of_rows(
     logits: torch.Tensor, targets: torch.Tensor, softcap: float | None, top_k: int, moments: bool
 ) -> Scores:
     """Scores of each row of logits [n, V]."""
-    values = _capped(logits, softcap, torch.float64 if logits.dtype == torch.float64 else torch.float32)
+    values = _capped(logits, softcap, precision(logits))
     target = targets.unsqueeze(1)
     at_target = values.gather(1, target)
     rank = (values > at_target).sum(dim=1, dtype=torch.int32)
@@ -66,7 +66,10 @@ def scores_of_rows(
     logprob = torch.log_softmax(values, dim=1)
     # Read off the log-softmax, which subtracts the largest logit first: digits stay where p is near 1.
     at = logprob.gather(1, target).squeeze(1)
-    top_ids, top_logprob = _top(logprob, values, top_k) if top_k else (None, None)
+    top_ids = top_logprob = None
+    if top_k:
+        top_ids = top_of_rows(logits, softcap, top_k)[0]
+        top_logprob = logprob.gather(1, top_ids).float()
     mean = std = None
     if moments:
         p = logprob.exp()
@@ -80,10 +83,24 @@ def scores_of_rows(
     )  # fmt: skip
 
 
-def _top(logprob: torch.Tensor, values: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The `top_k` largest of each row, ties by the lowest id."""
-    ids = torch.sort(values, dim=1, descending=True, stable=True).indices[:, :top_k]
-    return ids, logprob.gather(1, ids).float()
+def top_of_rows(logits: torch.Tensor, softcap: float | None, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids of the `top_k` largest logits of each row, best first, ties by the lowest id, and the logits, soft-capped in fp32 (float64)."""
+    values, ids = torch.sort(_capped(logits, softcap, precision(logits)), dim=1, descending=True, stable=True)
+    return ids[:, :top_k].clone(), values[:, :top_k]  # a view would keep the whole chunk of ids alive
+
+
+def product(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor, add: bool) -> None:
+    """out [M, N] = a^T b, or `add` it to what is there, for a [K, M] and b [K, N]; summed in the precision of `out`."""
+    a, b = a.t().to(out.dtype), b.to(out.dtype)
+    if add:
+        out.addmm_(a, b)
+    else:
+        torch.mm(a, b, out=out)
+
+
+def precision(tensor: torch.Tensor) -> torch.dtype:
+    """What is computed in: fp32, float64 for float64."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def _capped(logits: torch.Tensor, softcap: float | None, dtype: torch.dtype) -> torch.Tensor:

@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 import torch
 
+from sani_dist.kernels import reference
 from sani_dist.kernels.problem import UNLEARN, Rows, Scores, Terms
 
 try:
@@ -105,14 +106,21 @@ def scores_of_rows(
             )  # fmt: skip
     top_ids = top_logprob = None
     if top_k:
-        values = logits.float() if softcap is None else softcap * torch.tanh(logits.float() / softcap)
-        values, ids = torch.sort(values, dim=1, descending=True, stable=True)
-        top_ids = ids[:, :top_k].clone()  # a view would keep the whole chunk of ids alive
-        top_logprob = values[:, :top_k] - largest.unsqueeze(1) + log_largest.unsqueeze(1)
+        top_ids, values = reference.top_of_rows(logits, softcap, top_k)
+        top_logprob = values - largest.unsqueeze(1) + log_largest.unsqueeze(1)
     return Scores(
         logprob, rank, is_argmax.bool(), largest - log_largest, top_ids, top_logprob,
         mean_logprob=mean if moments else None, std_logprob=std if moments else None,
     )  # fmt: skip
+
+
+def product(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor, add: bool) -> None:
+    """out [M, N] = a^T b, or `add` it to what is there, for a [K, M] and b [K, N]. cuBLAS adds 16-bit products to fp32 sums: nothing is
+    rounded between chunks, and no third matrix is written."""
+    if out.is_cuda and out.dtype != a.dtype:
+        torch.addmm(out, a.t(), b, beta=float(add), out_dtype=out.dtype, out=out)
+    else:
+        reference.product(out, a, b, add)
 
 
 def _check(logits: torch.Tensor) -> None:

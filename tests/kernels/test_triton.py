@@ -19,7 +19,7 @@ pytest.importorskip("triton")
 
 def test_the_kernels_agree_with_float64_under_the_interpreter() -> None:
     """In a process of its own: Triton decides when it is imported whether it interprets, and other tests need it to compile."""
-    cases = Path(__file__).with_name("triton_cases.py")
+    cases = Path(__file__).with_name("test_rows.py")
     # numpy warns of inf * 0 in lanes whose result is not taken.
     command = [sys.executable, "-m", "pytest", "-W", "ignore::RuntimeWarning", "-p", "no:cacheprovider", str(cases)]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}

@@ -1,4 +1,5 @@
-"""What `test_triton.py` runs under Triton's interpreter, in a process of its own: kernels against float64.
+"""What is done between the matrix products of a chunk, against float64: the CPU's C++ here, and the Triton kernels where `test_triton.py`
+runs this file under Triton's interpreter.
 
 The interpreter executes the kernels with numpy, so what is tested is their arithmetic and their masks; it rounds bf16 towards zero where a
 GPU rounds to nearest, which is why a whole unit in the last place is allowed there.
@@ -7,6 +8,7 @@ GPU rounds to nearest, which is why a whole unit in the last place is allowed th
 from __future__ import annotations
 
 import math
+import os
 from typing import Any
 
 import pytest
@@ -15,8 +17,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from sani_dist.kernels import masked_cross_entropy, token_scores, triton_rows
-from sani_dist.kernels.problem import LEARN, UNLEARN, Rows, Terms
+from sani_dist.kernels import masked_cross_entropy, token_scores
+from sani_dist.kernels.problem import LEARN, UNLEARN, Implementation, Rows, Terms
+
+TRITON = os.environ.get("TRITON_INTERPRET") == "1"
+if TRITON:
+    from sani_dist.kernels import triton_rows
+
+    implementation: Implementation = triton_rows
+else:
+    from sani_dist.kernels import cpu_rows
+
+    implementation = cpu_rows
+NAME: Any = "triton" if TRITON else "cpu"
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 LAST_PLACE = {torch.float32: 2.0**-23, torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}
@@ -65,11 +78,11 @@ def compare_loss(logits: torch.Tensor, rows: Rows, softcap: float | None, terms:
     truth, true_gradient = by_torch(logits.double(), rows, softcap, terms)
     same, same_gradient = by_torch(logits.float(), rows, softcap, terms)
     gradient = logits.clone()
-    losses = triton_rows.loss_of_rows(gradient, rows, softcap, terms, True)
+    losses = implementation.loss_of_rows(gradient, rows, softcap, terms, True)
     assert losses.dtype == torch.float32
     assert gradient.dtype == dtype
     only_loss = logits.clone()
-    assert torch.equal(triton_rows.loss_of_rows(only_loss, rows, softcap, terms, False), losses)
+    assert torch.equal(implementation.loss_of_rows(only_loss, rows, softcap, terms, False), losses)
     assert torch.equal(only_loss, logits)
 
     values = capped(logits.double(), softcap)
@@ -119,7 +132,7 @@ def test_loss_and_gradient_are_no_further_from_float64_than_torch(
 @pytest.mark.parametrize("vocabulary", [8192, 8193, 20011])
 def test_rows_of_more_than_one_tile(dtype: torch.dtype, vocabulary: int) -> None:
     for softcap in (None, 30.0):
-        assert vocabulary > 2 * triton_rows.launch(vocabulary, dtype, True).lanes
+        assert not TRITON or vocabulary > 2 * triton_rows.launch(vocabulary, dtype, True).lanes
         logits, targets = chunk(2, vocabulary, dtype, 3.0, 0)
         roles = torch.tensor([LEARN, UNLEARN], dtype=torch.uint8)
         rows = Rows(torch.arange(2), targets, roles, torch.tensor([1.0, 0.5]))
@@ -133,7 +146,7 @@ def test_digits_stay_however_sure_the_model_is(odds: float) -> None:
     logits = torch.zeros(2, 6)
     logits[:, 4] = odds
     rows = Rows(torch.arange(2), torch.tensor([4, 4]), torch.tensor([LEARN, UNLEARN], dtype=torch.uint8), torch.ones(2))
-    losses = triton_rows.loss_of_rows(logits, rows, None, Terms(0.0, 0.0), True)
+    losses = implementation.loss_of_rows(logits, rows, None, Terms(0.0, 0.0), True)
     exact = torch.tensor(odds, dtype=torch.float64) - torch.tensor(5.0, dtype=torch.float64).log()
     p, q = exact.sigmoid(), (-exact).sigmoid()
     smallest = torch.finfo(torch.float32).tiny
@@ -149,7 +162,7 @@ def compare_scores(logits: torch.Tensor, targets: torch.Tensor, softcap: float |
     """Against float64; ranks where the soft cap leaves different logits different."""
     values, same_values = capped(logits.double(), softcap), capped(logits.float(), softcap)
     logprobs = values.log_softmax(dim=1)
-    found = triton_rows.scores_of_rows(logits.clone(), targets, softcap, min(top_k, logits.shape[1]), True)
+    found = implementation.scores_of_rows(logits.clone(), targets, softcap, min(top_k, logits.shape[1]), True)
     at = targets.unsqueeze(1)
     truth = logprobs.gather(1, at).squeeze(1)
     same = same_values.log_softmax(dim=1).gather(1, at).squeeze(1)
@@ -200,8 +213,8 @@ def test_one_token_is_certain() -> None:
     rows = Rows(
         torch.arange(2), torch.zeros(2, dtype=torch.int64), torch.tensor([1, 2], dtype=torch.uint8), torch.ones(2)
     )
-    scores = triton_rows.scores_of_rows(logits, rows.targets, None, 1, True)
-    losses = triton_rows.loss_of_rows(logits, rows, None, Terms(0.1, 0.0), True)
+    scores = implementation.scores_of_rows(logits, rows.targets, None, 1, True)
+    losses = implementation.loss_of_rows(logits, rows, None, Terms(0.1, 0.0), True)
     assert losses[0] == pytest.approx(0.9)  # the z-loss of log-sum-exp 3
     assert torch.isfinite(losses).all()
     assert torch.isfinite(logits).all()
@@ -215,9 +228,9 @@ def test_impossible_tokens() -> None:
     """Logits of -inf, as a bias may give: no NaN, and a loss of infinity only where such a token is to be learnt."""
     logits = torch.tensor([[0.0, -torch.inf, 1.0, -torch.inf]]).repeat(3, 1)
     rows = Rows(torch.arange(3), torch.tensor([0, 1, 1]), torch.tensor([1, 1, 2], dtype=torch.uint8), torch.ones(3))
-    scores = triton_rows.scores_of_rows(logits.clone(), rows.targets, None, 2, True)
+    scores = implementation.scores_of_rows(logits.clone(), rows.targets, None, 2, True)
     gradient = logits.clone()
-    losses = triton_rows.loss_of_rows(gradient, rows, None, Terms(0.0, 0.0), True)
+    losses = implementation.loss_of_rows(gradient, rows, None, Terms(0.0, 0.0), True)
     expected = F.cross_entropy(logits.double(), rows.targets, reduction="none")
     assert losses.tolist() == [pytest.approx(expected[0].item()), torch.inf, 0.0]
     p = logits.double().softmax(dim=1)
@@ -232,7 +245,8 @@ def test_impossible_tokens() -> None:
     torch.testing.assert_close(scores.mean_logprob.double(), mean.expand(3))
 
 
-@pytest.mark.parametrize("where", ["logit", "target's logit", "target"])
+# On CPUs the public functions look at the targets beforehand.
+@pytest.mark.parametrize("where", ["logit", "target's logit", *(["target"] if TRITON else [])])
 def test_what_is_no_number_comes_out_as_such(where: str) -> None:
     """A target outside the vocabulary cannot be looked at on a GPU beforehand: it must not read other memory."""
     logits, targets = torch.zeros(2, 5), torch.tensor([3, 3])
@@ -241,8 +255,8 @@ def test_what_is_no_number_comes_out_as_such(where: str) -> None:
     else:
         logits[0, 3 if where == "target's logit" else 1] = torch.nan
     rows = Rows(torch.arange(2), targets, None, torch.ones(2))
-    scores = triton_rows.scores_of_rows(logits.clone(), targets, None, 0, False)
-    losses = triton_rows.loss_of_rows(logits, rows, None, Terms(0.0, 0.0), True)
+    scores = implementation.scores_of_rows(logits.clone(), targets, None, 0, False)
+    losses = implementation.loss_of_rows(logits, rows, None, Terms(0.0, 0.0), True)
     for found in (losses, scores.logprob, scores.logsumexp):
         assert found.isnan().tolist() == [True, False]
     if where != "logit":
@@ -266,7 +280,7 @@ def test_the_public_functions_agree_with_the_reference(dtype: torch.dtype) -> No
         "softcap": 20.0, "max_bytes": 2 * 37 * 4,
     }  # fmt: skip
     results = []
-    for impl in ("triton", "triton", "reference"):
+    for impl in (NAME, NAME, "reference"):
         loss = masked_cross_entropy(hidden, weight, targets, rows, impl=impl, **options)
         results.append((loss.detach(), *torch.autograd.grad(loss, (hidden, weight))))
     for first, second, reference in zip(*results, strict=True):
@@ -275,12 +289,12 @@ def test_the_public_functions_agree_with_the_reference(dtype: torch.dtype) -> No
     assert not results[0][1][masked].any()
     ours, reference = (
         token_scores(hidden, weight, targets, rows, impl=impl, top_k=4, moments=True, max_bytes=2 * 37 * 4)
-        for impl in ("triton", "reference")
+        for impl in (NAME, "reference")
     )
     for name in ("logprob", "logsumexp", "top_logprob", "mean_logprob", "std_logprob"):
         torch.testing.assert_close(getattr(ours, name), getattr(reference, name), rtol=1e-5, atol=1e-5)
     assert torch.equal(ours.rank, reference.rank)
     assert torch.equal(ours.is_argmax, reference.is_argmax)
     nothing = torch.zeros(0, dtype=torch.int64)
-    assert masked_cross_entropy(hidden, weight, nothing, nothing, impl="triton") == 0
-    assert token_scores(hidden, weight, nothing, nothing, impl="triton", top_k=2).top_ids.shape == (0, 2)  # type: ignore[union-attr]
+    assert masked_cross_entropy(hidden, weight, nothing, nothing, impl=NAME) == 0
+    assert token_scores(hidden, weight, nothing, nothing, impl=NAME, top_k=2).top_ids.shape == (0, 2)  # type: ignore[union-attr]
