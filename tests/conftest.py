@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 import sani_dist
 from sani_dist.config import Config, config_from_mapping
+from sani_dist.demo.model import write_base_model
 from sani_dist.run import Run
 
 from . import tiny
@@ -40,6 +41,14 @@ def gpt2_folder(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytes
     """fp32, tied embeddings, in several files with an index."""
     folder = tmp_path_factory.mktemp("gpt2")
     return tiny.save(tiny.gpt2(len(tiny_tokenizer)), tiny_tokenizer, folder, max_shard_size="40KB")
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M-Instruct, bf16."""
+    folder = tmp_path_factory.mktemp("smollm2")
+    write_base_model(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -16,13 +16,12 @@ from sani_dist.demo.model import write_base_model
 from sani_dist.errors import InputError
 
 
-def test_base_model_is_a_plain_bfloat16_checkpoint(tmp_path: Path) -> None:
-    write_base_model(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
+def test_base_model_is_a_plain_bfloat16_checkpoint(smollm2_folder: Path) -> None:
+    config = json.loads((smollm2_folder / "config.json").read_text())
     assert config["dtype"] == "bfloat16"
     assert "quantization_config" not in config
-    model = AutoModelForCausalLM.from_pretrained(tmp_path)
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(smollm2_folder)
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_folder)
     prompt = tokenizer("The capital of France is", return_tensors="pt")
     with torch.no_grad():
         assert tokenizer.decode(model(**prompt).logits[0, -1].argmax()) == " Paris"
