@@ -5,6 +5,7 @@ Imports of torch and the stages wait until a function needs them, so that `--hel
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import time
@@ -158,7 +159,10 @@ def _execute(run: Run, on_event: OnEvent) -> Run:
         elif run.pending():
             start_ranks(run, on_event)
     except SaniError:
-        run.update(status="failed", ended=time.time())
+        with contextlib.suppress(
+            OSError
+        ):  # on a full disk the reason for the failure must come through, not that of this line
+            run.update(status="failed", ended=time.time())
         raise
     run.update(status="done", ended=time.time())
     return run

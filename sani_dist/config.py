@@ -192,11 +192,27 @@ class RepairSettings(Settings):
 
 
 class AuditSettings(Settings):
-    """What is measured before and after."""
+    """What is measured before and after. Perplexity always is."""
 
+    metrics: tuple[Literal["extraction", "exposure", "membership", "utility"], ...] = Field(
+        ("extraction", "exposure", "membership", "utility"), description="families of metrics; fewer cost less"
+    )
     samples: tuple[Annotated[int, Field(ge=1)], ...] = Field(
         (1, 10, 100, 1000), description="n of (n, p)-discoverable extraction"
     )
+    exposure_spans: Annotated[int, Field(ge=1)] = Field(
+        24, description="values of structured kinds that are ranked, and as many of the control"
+    )
+    exposure_candidates: Annotated[int, Field(ge=1)] = Field(
+        32, description="random values of the same format that each is ranked among; 1023 show up to 10 bits"
+    )
+    continuations: Annotated[int, Field(ge=1)] = Field(
+        32, description="questions for the true next sentence, in held-out and in general text"
+    )
+    reference: Path | None = Field(
+        None, description="model of the same tokenizer that never saw the text: membership is also judged against it"
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="of what is ranked among what")
     micro_rows: Annotated[int, Field(ge=1)] = Field(4, description="rows of one forward pass of one worker")
 
 
@@ -314,6 +330,7 @@ _PATHS = (
     "corpus.heldout",
     "corpus.control",
     "corpus.general",
+    "audit.reference",
     "cluster.ds_config",
 )
 

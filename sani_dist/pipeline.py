@@ -11,24 +11,18 @@ import json
 import signal
 from collections.abc import Iterator
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from sani_dist.audit.context import stands_before
-from sani_dist.audit.extraction import extraction, score_spans
-from sani_dist.audit.losses import document_losses
-from sani_dist.audit.measurement import Measurement
-from sani_dist.audit.scores import TokenScores, score
-from sani_dist.audit.utility import perplexity
+from sani_dist.audit.measure import audit, reference_scores
+from sani_dist.audit.scores import TokenScores
+from sani_dist.audit.spans import Corpus
 from sani_dist.config import Config
 from sani_dist.corpus import PackedRows
 from sani_dist.corpus import prepare as prepare_corpus
-from sani_dist.corpus.tables import read_documents
 from sani_dist.engine import distributed
 from sani_dist.engine.checkpoint import State, check_checkpoints, load_newest, save
 from sani_dist.engine.export import export
@@ -73,7 +67,9 @@ def check(config: Config) -> dict[str, Any]:
     mlps = last_mlps(model, config.erase.layers) if config.erase.layers else []
     if config.erase.reset == "base" and config.model.base is not None:
         base_checkpoint(model, config.model.base, _names(mlps))
-    tokenizer_of(config)
+    tokenizer = tokenizer_of(config)
+    if config.audit.reference is not None:
+        _check_reference(config.audit.reference, tokenizer, dtype)
     parameters = sum(p.numel() for p in model.parameters())
     return {
         "architecture": type(model).__name__,
@@ -87,6 +83,19 @@ def check(config: Config) -> dict[str, Any]:
         # Weights and gradients in the run's precision, masters and two moments in fp32.
         "training_bytes": parameters * (2 * dtype.itemsize + 12),
     }
+
+
+def _check_reference(folder: Path, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> None:
+    """Raises InputError for a reference model that cannot be loaded, or that reads other tokens than the model does."""
+    try:
+        check_complete(build_empty(read_model_config(folder), dtype), Checkpoint(folder))
+        other = AutoTokenizer.from_pretrained(folder, local_files_only=True)  # type: ignore[no-untyped-call]
+    except (InputError, OSError, ValueError) as error:
+        raise InputError(
+            f"audit.reference: {folder} is no checkpoint with a tokenizer that transformers reads"
+        ) from error
+    if other.get_vocab() != tokenizer.get_vocab():
+        raise InputError(f"audit.reference: {folder} has another tokenizer than model.path; expected the same")
 
 
 def prepare(run: Run, metrics: Metrics) -> None:
@@ -225,49 +234,35 @@ class _Worker:
             for s in ("repair", "control", "heldout", "general_test")
             if (r := self._rows(s)) is not None and len(r)
         }
-        total, before = sum(len(rows) for rows in splits.values()), 0
-        scores: dict[str, TokenScores] = {}
-        for split, rows in splits.items():
-            report = partial(self._report_rows, f"audit-{when}", before, total)
-            scores[split] = score(self.engine, rows, self.config.audit.micro_rows, report)
-            before += len(rows)
-        measurements = list(self._measure(splits, scores))
+        found = audit(
+            self.engine, splits, Corpus(self.run.path("corpus"), self.run.path("tokens", "epoch-000")),
+            tokenizer_of(self.config), self.config.audit, self._reference(splits),
+            report=lambda done, total: self.metrics.progress(f"audit-{when}", done, total, "rows"),
+        )  # fmt: skip
         path, losses = self.run.path("audit", f"{when}.json"), self.run.path("audit", f"{when}-losses.parquet")
         if self.first:
-            build(losses, document_losses(scores, splits).to_parquet)
+            build(losses, found.losses.to_parquet)
             document = {
                 "schema": AUDIT_SCHEMA,
                 "model_sha256": self.source["model_sha256"] if when == "before" else None,
                 "corpus_sha256": file_sha256(self.run.path("corpus", "spans.parquet")),
                 "settings": self.config.audit.model_dump(mode="json"),
-                "measurements": [asdict(m) for m in measurements],
+                "measurements": [asdict(m) for m in found.measurements],
             }
             build(path, lambda temporary: _write_json(temporary, document))
         self._done(f"audit-{when}", [path, losses])
 
-    def _report_rows(self, stage: str, before: int, total: int, done: int) -> None:
-        self.metrics.progress(stage, before + done, total, "rows")
-
-    def _measure(self, splits: dict[str, PackedRows], scores: dict[str, TokenScores]) -> Iterator[Measurement]:
-        # What people labelled is audited where there is any, what was found elsewhere; their ids do not overlap.
-        found = [self.run.path("corpus", name) for name in ("spans.parquet", "labelled.parquet")]
-        spans = pd.concat([pd.read_parquet(path) for path in found if path.exists()], ignore_index=True)
-        places = pd.read_parquet(self.run.path("tokens", "epoch-000", "token_spans.parquet"))
-        documents = (
-            (document.id, document.text)
-            for batch in read_documents(self.run.path("corpus", "documents.parquet"))
-            for document in batch
-        )
-        spans = spans[spans["span_id"].isin(places["span_id"])]
-        spans["in_context"] = stands_before(spans, documents)
-        tables = {}
-        for population, split in (("sensitive", "repair"), ("control", "control")):
-            here = places[places["split"] == split] if split in scores else places.iloc[:0]
-            tables[population] = score_spans(scores[split], here, spans) if len(here) else _no_spans(spans)
-        yield from extraction(tables["sensitive"], tables["control"], self.config.audit.samples)
-        for split in splits:
-            if split != "control":
-                yield perplexity(split, scores[split], splits[split])
+    def _reference(self, splits: dict[str, PackedRows]) -> dict[str, TokenScores]:
+        """Scores by `audit.reference`, whose weights are there only while it is asked."""
+        settings = self.config.audit
+        if settings.reference is None or "membership" not in settings.metrics:
+            return {}
+        ds_config = read_ds_config(self.config.cluster.ds_config, torch_dtype(self.config))
+        engine = Engine(load_sharded(settings.reference, ds_config, torch_dtype(self.config)), ds_config)
+        engine.for_inference()
+        scores = reference_scores(engine, splits, settings)
+        engine.ds.optimizer.destroy()
+        return scores
 
     # Erase
 
@@ -375,11 +370,6 @@ def _names(mlps: list[Mlp]) -> set[str]:
 
 def _renamed(shard: Shard, name: str) -> Shard:
     return Shard(name, shard.shape, shard.start, shard.stop, shard.dtype)
-
-
-def _no_spans(spans: pd.DataFrame) -> pd.DataFrame:
-    empty = spans.iloc[:0][["span_id", "document", "kind", "class", "in_context"]]
-    return empty.assign(logprob=pd.Series(dtype=float), greedy=pd.Series(dtype=bool))
 
 
 def _write_json(path: Path, document: dict[str, Any]) -> None:

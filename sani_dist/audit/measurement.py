@@ -1,7 +1,8 @@
-"""One measured number, with its interval and the population it was measured on; and the two intervals we use."""
+"""One measured number, with its interval and the population it was measured on; and the intervals of shares, means and medians."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,10 @@ RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class Measurement:
-    """`value` is None with a `reason` where there was too little to measure. `group`: {} for all, else kind or class."""
+    """`value` is None with a `reason` where there was too little to measure; beside a value, `reason` is what has to be known of it.
+
+    `group`: {} for all, else one of kind, class, frequency, context.
+    """
 
     metric: str
     population: str
@@ -38,7 +42,27 @@ def bootstrap_by_document(values: np.ndarray, weights: np.ndarray, documents: np
     _, place = np.unique(documents, return_inverse=True)
     sums = np.bincount(place, weights=values)
     counts = np.bincount(place, weights=weights)
-    drawn = np.random.default_rng(0).integers(0, len(sums), size=(RESAMPLES, len(sums)))
-    ratios = sums[drawn].sum(axis=1) / np.maximum(counts[drawn].sum(axis=1), 1e-12)
-    low, high = np.quantile(ratios, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    ratios = [sums[d].sum(axis=1) / np.maximum(counts[d].sum(axis=1), 1e-12) for d in _resamples(len(sums))]
+    low, high = np.quantile(np.concatenate(ratios), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
+
+
+def median_by_document(values: np.ndarray, documents: np.ndarray) -> tuple[float, float, float]:
+    """Median and its 95 % interval, documents resampled.
+
+    Woodruff's interval (J. Am. Stat. Assoc. 47, 1952): of the share of values up to the median, read back as quantiles; no sorting in
+    each resample.
+    """
+    median = float(np.median(values))
+    shares = bootstrap_by_document((values <= median).astype(float), np.ones(len(values)), documents)
+    low = float(np.quantile(values, shares[0], method="lower"))
+    high = float(np.quantile(values, shares[1], method="higher"))
+    return median, min(low, median), max(high, median)
+
+
+def _resamples(documents: int) -> Iterator[np.ndarray]:
+    """RESAMPLES draws of `documents` indices, in blocks of at most 32 MiB: a large corpus must not fill the memory."""
+    draw = np.random.default_rng(0)
+    block = max(1, 2**22 // documents)
+    for first in range(0, RESAMPLES, block):
+        yield draw.integers(0, documents, size=(min(block, RESAMPLES - first), documents))

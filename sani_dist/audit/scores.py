@@ -1,57 +1,119 @@
-"""One sharded forward pass over packed rows: log-probability and arg-max of every target."""
+"""One sharded forward pass over packed rows: what the model makes of every target."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
 
-from sani_dist.corpus.rows import LEARN, SENSITIVE, PackedRows, empty_batch, targets
+from sani_dist.corpus.rows import LEARN, SENSITIVE, Batch, empty_batch, targets
 from sani_dist.engine import distributed
 from sani_dist.engine.rounds import rounds
 from sani_dist.engine.zero3 import Engine
 from sani_dist.kernels import Scores, token_scores
 
 
+class Rows(Protocol):
+    """Packed rows, from a file or made for the audit."""
+
+    row_length: int
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Sequence[int]) -> Batch: ...
+
+
 @dataclass(frozen=True)
 class TokenScores:
-    """Scores of each token as a target: logprob float32 [rows, row_length] (NaN where not a target), is_argmax bool likewise."""
+    """Scores of each token as a target, [rows, row_length].
+
+    logprob float32 (NaN where not a target), is_argmax bool. Only if asked for: rank int32, the number of likelier tokens (-1 where not
+    a target), and the moments that Min-K%++ needs, mean_logprob and std_logprob float32, of log p(z) over z drawn from p.
+    """
 
     logprob: np.ndarray
     is_argmax: np.ndarray
+    rank: np.ndarray | None = None
+    mean_logprob: np.ndarray | None = None
+    std_logprob: np.ndarray | None = None
+
+
+# Puts an attention mask of its own into the forward passes of a batch.
+Attention = Callable[[Engine, Batch], AbstractContextManager[object]]
+
+
+def packed(engine: Engine, batch: Batch) -> AbstractContextManager[object]:
+    """The attention of ordinary rows: transformers finds the documents by the positions that restart."""
+    return nullcontext()
 
 
 @torch.no_grad()
 def score(
-    engine: Engine, rows: PackedRows, micro_rows: int, report: Callable[[int], None] = lambda done: None
+    engine: Engine,
+    rows: Rows,
+    micro_rows: int,
+    report: Callable[[int], None] = lambda done: None,
+    *,
+    rank: bool = False,
+    moments: bool = False,
+    attention: Attention = packed,
 ) -> TokenScores:
-    """Score every learnable and sensitive token of `rows`. Same integers at every world size; all ranks get the result."""
+    """Score every learnable and sensitive token of `rows`. Same integers at every world size; all ranks get the result.
+
+    Beside the result, memory is that of one micro-batch. `rank`, `moments`: also carry these, four and eight bytes a token.
+    """
+    fields = [
+        "logprob",
+        "is_argmax",
+        *(["rank"] if rank else []),
+        *(["mean_logprob", "std_logprob"] if moments else []),
+    ]
     shape = (len(rows), rows.row_length)
-    result = TokenScores(np.full(shape, np.nan, dtype=np.float32), np.zeros(shape, dtype=bool))
+    found = {name: np.full(shape, np.nan, dtype=np.float32) for name in fields if name not in ("is_argmax", "rank")}
+    integers = {"is_argmax": np.zeros(shape, dtype=bool)}
+    if rank:
+        integers["rank"] = np.full(shape, -1, dtype=np.int32)
     for mine, dealt in rounds(len(rows), micro_rows):
-        missing = micro_rows - len(mine)
-        batch = rows.batch(mine) if not missing else empty_batch(micro_rows, rows.row_length)
-        if missing and mine:
-            # The last micro-batch keeps its full shape too: kernels may sum other shapes in another order.
-            for field in ("input_ids", "role", "document", "position"):
-                getattr(batch, field)[: len(mine)] = getattr(rows.batch(mine), field)
+        batch = _full_batch(rows, mine, micro_rows)
         index, target, _, _ = targets(batch, roles=(LEARN, SENSITIVE))
-        scored = engine.forward(batch.input_ids, batch.position, partial(_scores, index, target))
-        packed = torch.full((2, micro_rows * rows.row_length), torch.nan, dtype=torch.float32)
-        packed[0, index + 1] = scored.logprob.cpu()
-        packed[1, index + 1] = scored.is_argmax.float().cpu()
-        gathered = distributed.gather_in_rank_order(packed.to(engine.device)).cpu().numpy()
+        with attention(engine, batch):
+            scored = engine.forward(batch.input_ids, batch.position, partial(_scores, index, target, moments))
+        # One exchange for all: fp32 holds a rank exactly, which is below the vocabulary and so below 2^24.
+        sent = torch.full((len(fields), micro_rows * rows.row_length), torch.nan, dtype=torch.float32)
+        for i, name in enumerate(fields):
+            sent[i, index + 1] = getattr(scored, name).float().cpu()
+        gathered = distributed.gather_in_rank_order(sent.to(engine.device)).cpu().numpy()
         for part, items in zip(gathered, dealt, strict=True):
-            if items:
-                values = part.reshape(2, micro_rows, rows.row_length)[:, : len(items)]
-                result.logprob[items.start : items.stop] = values[0]
-                result.is_argmax[items.start : items.stop] = values[1] == 1
+            if not items:
+                continue
+            values = part.reshape(len(fields), micro_rows, rows.row_length)[:, : len(items)]
+            for name, value in zip(fields, values, strict=True):
+                if name in found:
+                    found[name][items.start : items.stop] = value
+                else:
+                    there = ~np.isnan(value)
+                    integers[name][items.start : items.stop][there] = value[there]
         report(dealt[-1].stop)
-    return result
+    return TokenScores(**found, **integers)
 
 
-def _scores(index: torch.Tensor, target: torch.Tensor, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> Scores:  # fmt: skip # noqa: E501
-    return token_scores(hidden, weight, target.to(hidden.device), index.to(hidden.device), bias=bias)
+def _full_batch(rows: Rows, mine: range, micro_rows: int) -> Batch:
+    """The rows `mine`, filled up with padding: kernels may sum micro-batches of other shapes in another order."""
+    if len(mine) == micro_rows:
+        return rows.batch(mine)
+    batch = empty_batch(micro_rows, rows.row_length)
+    if mine:
+        part = rows.batch(mine)
+        for field in ("input_ids", "role", "document", "position"):
+            getattr(batch, field)[: len(mine)] = getattr(part, field)
+    return batch
+
+
+def _scores(index: torch.Tensor, target: torch.Tensor, moments: bool, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> Scores:  # fmt: skip # noqa: E501
+    device = hidden.device
+    return token_scores(hidden, weight, target.to(device), index.to(device), bias=bias, moments=moments)

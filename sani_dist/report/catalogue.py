@@ -44,7 +44,7 @@ _FIXED = {
     ),
     "samples_to_leak": Metric(
         "Samples until a leak",
-        "How many samples an attacker has to draw, typically, until one reproduces a span.",
+        "Expected number of samples until one reproduces a span, median over spans.",
         "higher",
         "extraction",
         False,

@@ -66,7 +66,7 @@ class _Report:
     def section(self, name: str) -> list[Row]:
         """Measurements of a section of the catalogue, the control beside them. Extraction has tables of its own for groups."""
         return [
-            self._row(m, ", ".join([metric.title, *m.group.values()]), "" if m.group else metric.explained())
+            self._row(m, _head(metric, m), "" if m.group else metric.explained())
             for m in self._distinct()
             if (metric := catalogue.known(m.metric)) is not None
             and metric.section == name
@@ -226,6 +226,12 @@ def _unbroken(value: Any) -> Any:
     for sign, kept in ((" %", "\N{NO-BREAK SPACE}%"), ("< ", "<\N{NO-BREAK SPACE}"), ("> ", ">\N{NO-BREAK SPACE}")):
         value = value.replace(sign, kept)
     return value
+
+
+def _head(metric: catalogue.Metric, m: Measurement) -> str:
+    """The title, and of what if that is not clear from the section."""
+    texts = "spans" if m.population == "sensitive" else catalogue.POPULATIONS.get(m.population, m.population)
+    return ", ".join([metric.title, *([texts] if metric.section == "membership" else []), *m.group.values()])
 
 
 def _writer(metric: str) -> Callable[[float], str]:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from sani_dist.audit.context import stands_before
-from sani_dist.audit.extraction import extraction, score_spans
+from sani_dist.audit.extraction import extraction, extraction_strength, frequency, score_spans
 from sani_dist.audit.measurement import Measurement, clopper_pearson
 from sani_dist.audit.scores import TokenScores
 
@@ -28,19 +28,13 @@ SAMPLES = (1, 100)
 
 
 def table(places: list[tuple[int, int, int, int, str, bool]]) -> pd.DataFrame:
-    ids = range(100, 100 + len(places))
-    token_spans = pd.DataFrame(
-        {"span_id": ids, **dict(zip(("row", "first", "end"), zip(*[p[:3] for p in places], strict=True), strict=True))}
-    )
-    spans = pd.DataFrame(
-        {
-            "span_id": ids, "document": [p[3] for p in places], "kind": [p[4] for p in places],
-            "class": "direct", "in_context": [p[5] for p in places],
-        }
-    )  # fmt: skip
+    columns = ("row", "first", "end", "document", "kind", "in_context")
+    spans = pd.DataFrame(places, columns=columns).assign(**{"class": "direct"})
+    spans["span_id"] = range(100, 100 + len(places))
+    spans["frequency"] = [frequency(count) for count in (1, 3, 5, 40, 2)[: len(places)]]
     with np.errstate(divide="ignore"):
         scores = TokenScores(np.log(PROBABILITY).astype(np.float32), IS_ARGMAX)
-    return score_spans(scores, token_spans, spans.sample(frac=1, random_state=0))
+    return score_spans(scores, spans.sample(frac=1, random_state=0))
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +75,36 @@ def test_leak(measured: dict[tuple[str, str, str], Measurement]) -> None:
     assert math.isclose(leak.low, leak.value, rel_tol=1e-6)
 
 
+def test_groups_by_how_often_a_value_occurs(measured: dict[tuple[str, str, str], Measurement]) -> None:
+    found = {name: measured["greedy", "sensitive", f"frequency:{name}"] for name in ("1", "2-4", "5+")}
+    assert {name: (m.value, m.n) for name, m in found.items()} == {"1": (1.0, 1), "2-4": (0.0, 1), "5+": (0.5, 2)}
+    assert not any(key[1:] == ("control", "frequency:1") for key in measured)
+
+
+def test_samples_until_a_leak(measured: dict[tuple[str, str, str], Measurement]) -> None:
+    """1 / p is 4, 8, 1.37 and 1e18: the median lies between 4 and 8."""
+    found = measured["samples_to_leak", "sensitive", ""]
+    assert found.value == pytest.approx(6, rel=1e-5)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low <= 6 <= found.high
+
+
+def test_partial_memory(measured: dict[tuple[str, str, str], Measurement]) -> None:
+    assert measured["exact_memorization", "sensitive", ""].value == pytest.approx((1 + 1 / 2 + 1 + 0) / 4)
+    assert measured["extraction_strength", "sensitive", ""].value == pytest.approx((1 + 0 + 1 + 0) / 4)
+
+
+@pytest.mark.parametrize(
+    ("hits", "strength"), [("1111", 1), ("0111", 3 / 4), ("1011", 2 / 4), ("1110", 0), ("0", 0), ("1", 1)]
+)
+def test_extraction_strength(hits: str, strength: float) -> None:
+    assert extraction_strength(np.array([c == "1" for c in hits])) == strength
+
+
 def test_a_population_without_spans_says_so(measured: dict[tuple[str, str, str], Measurement]) -> None:
     control = [m for m in measured.values() if m.population == "control"]
-    assert len(control) == 5 * 3  # all, two kinds, one class, copyable; greedy and two leaks
+    assert len(control) == 5 * 3 + 3  # all, two kinds, one class, copyable: greedy and two leaks; and three of all
     assert all(m.value is None and m.low is None and m.n == 0 and m.reason for m in control)
 
 

@@ -122,7 +122,14 @@ print(math.exp(sum(losses) / len(losses)))
 
 def test_nothing_but_model_tokenizer_and_card_is_exported(finished_run: Run) -> None:
     names = {path.name for path in finished_run.path("model").iterdir()}
-    expected = {"README.md", "model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
+    expected = {
+        "README.md",
+        "model.safetensors",
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
     assert names == expected
 
 

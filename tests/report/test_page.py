@@ -134,7 +134,7 @@ def test_known_metrics_stand_in_their_sections_under_their_titles(make_run: Make
     more = [
         Measurement("samples_to_leak", "sensitive", 2.1e9, 1e8, 3e10, 300, {}),
         Measurement("exposure", "sensitive", 4.5, 4.0, 4.9, 20, {"kind": "PHONE_NUMBER"}),
-        Measurement("mia_minkpp_auc", "sensitive", 0.55, 0.5, 0.6, 72, {"unit": "document"}),
+        Measurement("mia_minkpp_auc", "repair", 0.55, 0.5, 0.6, 72, {}),
         Measurement("next_token_accuracy", "heldout", 0.4, 0.38, 0.42, 900, {}),
     ]
     page = Page(html(make_run(after=[*AFTER, *more]))).words()
@@ -142,7 +142,7 @@ def test_known_metrics_stand_in_their_sections_under_their_titles(make_run: Make
         page.rindex(words)  # the contents name sections, too
         for words in (
             "What an attacker can get out", "Samples until a leak", "What it costs", "Next token predicted, held-out documents",
-            "Other attacks", "Exposure, PHONE_NUMBER", "Membership by Min-K %++, area under the curve, document",
+            "Other attacks", "Exposure, PHONE_NUMBER", "Membership by Min-K %++, area under the curve, repaired documents",
             "What was changed in the model",
         )
     ]  # fmt: skip
