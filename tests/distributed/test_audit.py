@@ -1,0 +1,89 @@
+"""An audit of a model on 1, 2 and 3 real ranks: one result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from sani_dist import api
+from sani_dist.config import AuditSettings, Config
+
+from .. import tiny
+
+# What is counted: shares of whole numbers, and what follows from ranks.
+COUNTED = (
+    "greedy",
+    "exact_memorization",
+    "extraction_strength",
+    "exposure",
+    "next_token_accuracy",
+    "continuation_accuracy",
+)
+
+
+@pytest.fixture(scope="module")
+def audits(
+    make_config: Callable[..., Config], llama_folder: Path, tiny_tokenizer: PreTrainedTokenizerFast,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[int, list[dict[str, Any]]]:  # fmt: skip
+    folder = tmp_path_factory.mktemp("audits")
+    reference = tiny.save(tiny.llama(len(tiny_tokenizer), seed=1), tiny_tokenizer, folder / "reference")
+    settings = AuditSettings(
+        reference=reference, micro_rows=3, exposure_spans=4, exposure_candidates=7, continuations=9
+    )
+    corpus = make_config(corpus={"control": control(folder), "heldout": heldout(folder)}).corpus
+    return {n: api.audit(llama_folder, corpus, folder / str(n), settings=settings, workers=n) for n in (1, 2, 3)}
+
+
+def control(folder: Path) -> str:
+    """Ten documents, which is what an area under the curve needs."""
+    lines = []
+    for number in range(10):
+        text = f"Patient {tiny.CONTROL_PEOPLE[number % 3]} has a cough on day {number}, record QX-555{number:02d}."
+        spans = [{"start": text.index("QX-"), "end": len(text) - 1, "kind": "RECORD_NUMBER"}]
+        lines.append(json.dumps({"patient": f"control-{number}", "text": text, "spans": spans}) + "\n")
+    (folder / "control.jsonl").write_text("".join(lines))
+    return str(folder / "control.jsonl")
+
+
+def heldout(folder: Path) -> str:
+    """Documents of several sentences."""
+    sentence = "On visit {} the patient has a cough and is given rest and fluids."
+    lines = [{"text": " ".join(sentence.format(10 * d + n) for n in range(3))} for d in range(4)]
+    (folder / "heldout.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(folder / "heldout.jsonl")
+
+
+def test_all_world_sizes_measure_the_same(audits: dict[int, list[dict[str, Any]]]) -> None:
+    alone = audits[1]
+    families = {m["metric"].split("@")[0].split("_")[0] for m in alone if m["value"] is not None}
+    assert families >= {
+        "greedy",
+        "leak",
+        "samples",
+        "extraction",
+        "exact",
+        "exposure",
+        "mia",
+        "perplexity",
+        "next",
+        "continuation",
+    }
+    for workers in (2, 3):
+        assert len(audits[workers]) == len(alone)
+        for one, several in zip(alone, audits[workers], strict=True):
+            for key in ("metric", "population", "group", "n", "reason"):
+                assert one[key] == several[key], one
+            for key in ("value", "low", "high"):
+                exact = one["metric"] in COUNTED
+                assert several[key] == (one[key] if exact else pytest.approx(one[key], rel=1e-4, abs=1e-9)), one
+
+
+def test_membership_is_judged_with_the_reference_too(audits: dict[int, list[dict[str, Any]]]) -> None:
+    attacks = {m["metric"] for m in audits[2] if m["metric"].startswith("mia_")}
+    assert attacks >= {"mia_loss_auc", "mia_zlib_auc", "mia_mink_auc", "mia_minkpp_auc", "mia_reference_auc"}
