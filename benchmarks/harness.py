@@ -122,7 +122,7 @@ def command_line(
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--model", type=Path, default=model, help="where the checkpoint is or will be")
     parser.add_argument("--repeats", type=int, default=repeats)
-    parser.add_argument("--case", choices=cases, help=argparse.SUPPRESS)
+    parser.add_argument("--case", choices=cases or None, help=argparse.SUPPRESS)
     parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.result:

@@ -11,8 +11,9 @@ from types import ModuleType
 import erase
 import harness
 import load
+import masked_ce
 
-BENCHMARKS = {"load": load, "erase": erase}
+BENCHMARKS = {"load": load, "erase": erase, "masked_ce": masked_ce}
 INTRODUCTION = """# Benchmarks
 
 Written by `python benchmarks/render.py` from `results/*.csv`; do not edit. A benchmark, such as `python benchmarks/load.py`,

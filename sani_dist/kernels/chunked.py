@@ -31,7 +31,7 @@ def loss_and_gradients(
     max_bytes: int,
     implementation: Implementation,
 ) -> Gradients:
-    """Losses and wanted gradients, a chunk of at most `max_bytes` of logits at a time."""
+    """Losses and wanted gradients, a chunk of at most `max_bytes` of logits in fp32 at a time."""
     weight, bias, sums = projection.weight, projection.bias, rows.factors.dtype
     count = rows.index.numel()
     chunk = _rows_of_chunk(weight, count, max_bytes)
@@ -90,7 +90,7 @@ def scores(
 
 def _rows_of_chunk(weight: torch.Tensor, count: int, max_bytes: int) -> int:
     """As many as fit, but chunks of equal size: a short one at the end would run slower. At least 1."""
-    most = max(1, max_bytes // (weight.shape[0] * weight.element_size()))
+    most = max(1, max_bytes // (weight.shape[0] * max(4, weight.element_size())))
     return max(1, math.ceil(count / max(1, math.ceil(count / most))))
 
 

@@ -15,8 +15,8 @@ logger = logging.getLogger(__name__)
 
 Name = Literal["auto", "reference", "cpu", "triton"]
 
-# Bytes of one chunk of logits, when the caller names no bound: 1365 rows of a vocabulary of 49152 in 16 bits, 261 of one of 128256 in fp32.
-# Enough rows for the products to run full, few enough that the chunk is no larger than the gradient of the weight in fp32.
+# Logits of one chunk in fp32, in bytes, when the caller names no bound: 682 rows of a vocabulary of 49152, 261 of one of 128256, of half
+# the bytes in 16 bits. Enough rows for the products to run nearly full, few enough that the chunk is smaller than the weight's gradient.
 DEFAULT_MAX_BYTES = 128 * 2**20
 
 
@@ -53,7 +53,7 @@ def masked_cross_entropy(
         label_smoothing: share of the target spread evenly over the vocabulary; unlikelihood rows take no part.
         reduction: "sum" gives a scalar divided by `normalizer`, "none" gives [R], undivided; its backward runs the chunks again.
         impl: "auto" takes "triton" on GPUs and "cpu" on CPUs; "reference" is plain torch, on any device, float64 too.
-        max_bytes: bound of the memory of one chunk of logits, in bytes; None: 128 MiB.
+        max_bytes: bound of one chunk of logits in fp32, in bytes (in 16 bits it takes half of that); None: 128 MiB.
 
     Returns:
         The loss, in fp32 (float64 for float64 input). No row: 0, with zero gradients.
