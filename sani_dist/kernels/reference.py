@@ -13,7 +13,7 @@ def loss_of_rows(
 ) -> torch.Tensor:
     """Losses [n] times their factors; the gradient with respect to the logits before soft-capping overwrites `logits`.
 
-    The slope a of -log p is 1, that of the unlikelihood -log(1 - p) is -p / (1 - p) (Welleck et al., arXiv 1908.04319).
+    Unlikelihood is -log(1 - p) (Welleck et al., arXiv 1908.04319).
     """
     vocabulary, smoothing, factor = logits.shape[1], terms.label_smoothing, rows.factors
     values = _capped(logits, softcap, rows.factors.dtype)
@@ -24,28 +24,31 @@ def loss_of_rows(
     values = values - largest.unsqueeze(1)
     at_target = values.gather(1, target).squeeze(1)
     mean = values.mean(dim=1) if smoothing else None
-    total = values.exp_().sum(dim=1)
-    logp = at_target - total.log()
-    lse = largest + total.log()
-    loss = -logp
-    pull = torch.ones_like(logp)
+    exp_target = values.exp_().gather(1, target).squeeze(1)
+    # 1 - p is what the others have: as a difference it would lose its digits near p = 1, where a memorised token is.
+    others = values.scatter_(1, target, 0).sum(dim=1).clamp(min=torch.finfo(values.dtype).tiny)
+    total = others + exp_target
+    p, logp, lse = exp_target / total, at_target - total.log(), largest + total.log()
+    loss, slope, scale = -logp, -others / total, 1 / total  # slope: of the target; scale * exp(logit): of the others
+    smooth = torch.zeros_like(loss)
     if mean is not None:
         loss = (1 - smoothing) * loss + smoothing * (total.log() - mean)
+        smooth += smoothing
     if rows.roles is not None:
         unlearn = rows.roles == UNLEARN
-        # log(1 - p) through expm1 keeps its digits near p = 1; the clamp keeps p = 1 finite.
-        rest = -torch.expm1(logp).clamp(max=-torch.finfo(logp.dtype).tiny)
-        loss = torch.where(unlearn, -rest.log(), loss)
-        pull = torch.where(unlearn, -logp.exp() / rest, pull)
+        loss = torch.where(unlearn, total.log() - others.log(), loss)
+        slope = torch.where(unlearn, p, slope)
+        scale = torch.where(unlearn, -p / others, scale)
+        smooth = torch.where(unlearn, torch.zeros_like(smooth), smooth)
     loss = (loss + terms.z_loss * lse**2) * factor
     if not wants_gradient:
         return loss
-    smooth = torch.where(pull == 1, pull * smoothing, 0 * pull) if smoothing else torch.zeros_like(pull)
-    gradient = values  # holds p * total by now
-    gradient *= ((pull + 2 * terms.z_loss * lse) * factor / total).unsqueeze(1)
-    gradient.scatter_add_(1, target, (-(pull - smooth) * factor).unsqueeze(1))
+    even = smooth / vocabulary
+    gradient = values  # exp of the others' logits by now
+    gradient *= ((scale + 2 * terms.z_loss * lse / total) * factor).unsqueeze(1)
+    gradient.scatter_(1, target, ((slope + smooth + 2 * terms.z_loss * lse * p) * factor).unsqueeze(1))
     if smoothing:
-        gradient -= (smooth * factor / vocabulary).unsqueeze(1)
+        gradient -= (even * factor).unsqueeze(1)
     if cap_slope is not None:
         gradient *= cap_slope
     logits.copy_(gradient)

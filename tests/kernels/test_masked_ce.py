@@ -192,6 +192,18 @@ def test_certain_tokens_have_finite_losses() -> None:
         assert all(torch.isfinite(g).all() for g in torch.autograd.grad(loss, (hidden, weight)))
 
 
+@pytest.mark.parametrize("impl", ["reference", "cpu"])
+def test_unlikelihood_of_a_token_known_by_heart(impl: Any) -> None:
+    """A logit of 25 against five of 0: 1 - p = 7e-11, which fp32 cannot tell from 0. The others share the slope of the target, p = 1."""
+    hidden = torch.ones(1, 1)
+    weight = torch.tensor([[0.0], [0.0], [25.0], [0.0], [0.0], [0.0]], requires_grad=True)
+    role = torch.tensor([2], dtype=torch.uint8)
+    loss = masked_cross_entropy(hidden, weight, torch.tensor([2]), torch.tensor([0]), roles=role, impl=impl)
+    assert loss.item() == pytest.approx(25 - math.log(5), rel=1e-6)
+    (gradient,) = torch.autograd.grad(loss, weight)
+    assert gradient.flatten().tolist() == pytest.approx([-0.2, -0.2, 1.0, -0.2, -0.2, -0.2], rel=1e-6)
+
+
 def test_two_runs_give_the_same_bits() -> None:
     hidden, weight, targets, rows = case(300, 40, 500, 211, torch.float32)
     results = []
