@@ -62,7 +62,7 @@ inline float exp_below(float x) {
     std::memcpy(&bits, &y, 4);
     bits += power << 23;
     std::memcpy(&y, &bits, 4);
-    return x < -87.0f ? 0.0f : y;
+    return x < -87.3365f ? 0.0f : y;  // log of the smallest normal number
 }
 
 // softcap * tanh(x / softcap); by its series near 0, where 1 - 2 e / (1 + e) would lose digits.
