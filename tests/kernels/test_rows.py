@@ -92,7 +92,9 @@ def compare_loss(logits: torch.Tensor, rows: Rows, softcap: float | None, terms:
     p_and_target = values.softmax(dim=1) + F.one_hot(rows.targets, vocabulary) + terms.label_smoothing / vocabulary
     # p = exp(difference of logits): no difference beyond 100 matters.
     relative = rows.factors * (1 + largest.clamp(max=100)) * (1 + 2 * terms.z_loss * lse.abs())
-    sizes = relative.unsqueeze(1) * p_and_target
+    # With a soft cap, 1 - (logit / cap)^2 is a difference of numbers near 1; unlikelihood moves the others by more than their p.
+    slope = 1.0 if softcap is None else (1 - (values / softcap) ** 2).clamp(min=1e-9)
+    sizes = relative.unsqueeze(1) * p_and_target + true_gradient.abs() / slope
     # Numbers below the normal ones: fp16 has a grid there; of the others the interpreter makes nothing sensible.
     smallest = torch.finfo(dtype).smallest_normal * (LAST_PLACE[dtype] if dtype == torch.float16 else 1)
     # An exponential below them may come out as 0, and the z-loss multiplies it.
