@@ -45,9 +45,10 @@ def sanitize(
         InputError: settings, model or data that cannot work; found before any worker starts wherever possible.
         RunError: the run failed; `resume(folder)` goes on from what it had finished.
     """
-    from sani_dist import pipeline
+    from sani_dist import orchestrate, pipeline
     from sani_dist.run import STAGES, Run
 
+    orchestrate.check(config.cluster)
     description = pipeline.check(config)
     check_disk(folder, description["disk_bytes"])
     run = Run.create(folder, config, stages or STAGES)
@@ -68,10 +69,11 @@ def prepare(config: Config, folder: Path, *, on_event: OnEvent = lambda event: N
 
 def resume(folder: Path, *, on_event: OnEvent = lambda event: None) -> Run:
     """Go on with a run that was stopped: finished stages are skipped, repair goes on from its last checkpoint."""
-    from sani_dist import pipeline
+    from sani_dist import orchestrate, pipeline
     from sani_dist.run import Run
 
     run = Run.open(folder)
+    orchestrate.check(run.config.cluster)
     pipeline.check(run.config)
     if run.path("source.json").exists():
         pipeline.check_unchanged(run)
@@ -148,7 +150,7 @@ def check_disk(folder: Path, needed: int) -> None:
 def _execute(run: Run, on_event: OnEvent) -> Run:
     from sani_dist import pipeline
     from sani_dist.metrics import Metrics
-    from sani_dist.orchestrate.local import start_ranks
+    from sani_dist.orchestrate import start_ranks
     from sani_dist.report import write_report
 
     try:

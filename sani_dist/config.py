@@ -239,12 +239,47 @@ class VerifySettings(Settings):
 class ClusterSettings(Settings):
     """Who starts the ranks, and on what."""
 
-    launcher: Literal["local"] = "local"
+    launcher: Literal["local", "ray"] = Field(
+        "local", description="local: processes of this machine; ray: a worker group of Ray Train, here or on a cluster"
+    )
     workers: Annotated[int, Field(ge=1)] = 1
     threads: Annotated[int, Field(ge=1)] | None = Field(
         None, description="threads of each worker; default: cores / workers"
     )
     ds_config: Path | None = Field(None, description="DeepSpeed JSON; default: ds_configs/zero3.json of the package")
+    # What follows is read by launcher: ray alone.
+    address: str | None = Field(
+        None,
+        description="host:port of a Ray cluster, or `auto`; default: RAY_ADDRESS, else a Ray of its own on this machine",
+    )
+    cpus_per_worker: Annotated[float, Field(gt=0)] = 1
+    gpus_per_worker: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="default: 1 where the cluster has GPUs"
+    )
+    resources: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {}, description="further resources of each worker, as the nodes of the cluster name them"
+    )
+    placement: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = Field(
+        "PACK",
+        description="PACK: on few nodes; SPREAD: on many; STRICT_: on one, on a different one each, or not at all",
+    )
+    max_failures: Annotated[int, Field(ge=0)] = Field(
+        3, description="how often a worker may be lost before the run fails; each time a new group goes on"
+    )
+    start_minutes: Annotated[int, Field(ge=1)] = Field(
+        10, description="how long a run waits, in all, for a cluster that lacks the resources of its workers"
+    )
+    runtime_env: dict[str, Any] = Field(
+        {}, description="Ray's runtime environment of the workers, for example {env_vars: {NCCL_SOCKET_IFNAME: eth0}}"
+    )
+
+    @model_validator(mode="after")
+    def _can_be_asked_for(self) -> ClusterSettings:
+        if self.address is not None and self.address.startswith(("ray://", "http://", "https://")):
+            raise ValueError("`address` is host:port of the cluster's head; from outside, use launch/ray_submit.py")
+        if {"CPU", "GPU"} & set(self.resources):
+            raise ValueError("`resources` is for others than CPU and GPU: use cpus_per_worker and gpus_per_worker")
+        return self
 
 
 class Config(Settings):

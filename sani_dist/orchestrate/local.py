@@ -35,12 +35,12 @@ def start_ranks(run: Run, on_event: Callable[[dict[str, Any]], None]) -> None:
     passed_on = _pass_signals_on(processes)
     try:
         while any(p.poll() is None for p in processes):
-            position = _follow(metrics, position, on_event)
+            position = follow(metrics, position, on_event)
             failed = next((r for r, p in enumerate(processes) if p.poll() not in (None, 0)), None)
             if failed is not None:
                 _fail(run, processes, failed)
             time.sleep(POLL_SECONDS)
-        _follow(metrics, position, on_event)
+        follow(metrics, position, on_event)
         failed = next((r for r, p in enumerate(processes) if p.returncode != 0), None)
         if failed is not None:
             _fail(run, processes, failed)
@@ -52,12 +52,16 @@ def start_ranks(run: Run, on_event: Callable[[dict[str, Any]], None]) -> None:
                 process.kill()
 
 
-def environment(rank: int, workers: int, port: int) -> dict[str, str]:
-    """What a rank of this machine is told."""
+def environment(
+    rank: int, workers: int, port: int, *, address: str = "127.0.0.1", local_rank: int | None = None,
+    local_workers: int | None = None,
+) -> dict[str, str]:  # fmt: skip
+    """What a rank is told: rank 0 listens at `address`, and all ranks are on one host unless `local_` says otherwise."""
+    local = (rank if local_rank is None else local_rank, workers if local_workers is None else local_workers)
     return {
         **os.environ,
-        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(workers), "LOCAL_WORLD_SIZE": str(workers),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TOKENIZERS_PARALLELISM": "false",
+        "RANK": str(rank), "LOCAL_RANK": str(local[0]), "WORLD_SIZE": str(workers), "LOCAL_WORLD_SIZE": str(local[1]),
+        "MASTER_ADDR": address, "MASTER_PORT": str(port), "TOKENIZERS_PARALLELISM": "false",
         # The environment's own ninja first: DeepSpeed rebuilds its ops whenever it meets another one.
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }  # fmt: skip
@@ -71,7 +75,7 @@ def _start(run: Run, rank: int, workers: int, port: int) -> subprocess.Popen[byt
         )  # fmt: skip
 
 
-def _follow(path: Path, position: int, on_event: Callable[[dict[str, Any]], None]) -> int:
+def follow(path: Path, position: int, on_event: Callable[[dict[str, Any]], None]) -> int:
     """Hand on the whole lines written since `position`; returns the new one."""
     if not path.exists():
         return position
@@ -96,7 +100,7 @@ def _fail(run: Run, processes: list[subprocess.Popen[bytes]], failed: int) -> No
             process.kill()
         process.wait()
     code = processes[failed].returncode
-    lines = [_error_line(run, rank) for rank in (failed, *range(len(processes)))] if killed is None else []
+    lines = [error_line(run, rank) for rank in (failed, *range(len(processes)))] if killed is None else []
     line = next((text for text in lines if text), None)
     if line is None:
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
@@ -106,7 +110,8 @@ def _fail(run: Run, processes: list[subprocess.Popen[bytes]], failed: int) -> No
     raise InputError(line) if code == InputError.exit_code else RunError(line)
 
 
-def _error_line(run: Run, rank: int) -> str | None:
+def error_line(run: Run, rank: int) -> str | None:
+    """Why a rank failed, as it said itself; None when it was killed, or has not failed."""
     path = run.path("logs", f"rank-{rank}.error")
     return path.read_text().strip() if path.exists() else None
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -26,6 +27,8 @@ POLL_SECONDS = 0.5
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code: 0 finished, 2 bad input, 3 failed or stopped by a signal, so that it can be resumed."""
     chosen = _parser().parse_args(arguments)
+    if chosen.end_with_stdin:
+        _end_with_stdin()
     rank, name = os.environ.get("RANK", "0"), chosen.run
     folder: Path = name if name.is_dir() else chosen.out
     try:
@@ -61,8 +64,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--set", action="append", dest="overrides", help="with a settings file: --set repair.epochs=3")
     parser.add_argument("--preset", help="with a settings file: defaults to start from")
+    parser.add_argument(
+        "--end-with-stdin", action="store_true", help="end when standard input closes: who started this rank is gone"
+    )
     parser.add_argument("--local_rank", "--local-rank", help="given by some launchers; has to be LOCAL_RANK")
     return parser  # fmt: skip
+
+
+def _end_with_stdin() -> None:
+    """A rank whose starter was killed must not go on: a new group may be at work in the same run folder."""
+
+    def wait() -> None:
+        sys.stdin.buffer.read()
+        os._exit(RunError.exit_code)
+
+    threading.Thread(target=wait, name="end-with-stdin", daemon=True).start()
 
 
 def _work(chosen: argparse.Namespace, folder: Path) -> None:

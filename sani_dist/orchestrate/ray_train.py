@@ -1,0 +1,280 @@
+"""Ranks as a worker group of Ray Train V2, on this machine or on a cluster; a lost process or node costs a restart, not the run.
+
+Each Ray worker starts its rank as a process of its own, the one that every launcher starts (`worker.py`), and watches it: so the weights
+are the same bits, SIGTERM means a checkpoint, and what a rank prints goes to `logs/rank-N.log`. When a rank fails, Ray ends the
+whole group and starts a new one, up to `cluster.max_failures` times; its ranks go on from the done stages and the newest whole
+checkpoint of the run folder, which therefore has to lie on storage that all nodes share.
+
+`logs/ray-stop` asks all Ray workers to end and not to start again. It holds why: "signal" or "input".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from sani_dist.config import ClusterSettings
+from sani_dist.errors import InputError, RunError
+from sani_dist.orchestrate.local import POLL_SECONDS, environment, error_line, follow, free_port
+from sani_dist.run import Run
+
+STOP = ("logs", "ray-stop")
+STORAGE = ("logs", "ray")
+# Ray's default is 30 % of the memory. Nothing of ours goes through the object store; less than 75 MB is refused.
+OBJECT_STORE_BYTES = 100_000_000
+
+
+def check_installed() -> None:
+    """Raises InputError when there is no Ray with its part for training."""
+    if find_spec("ray") is None or find_spec("ray.train") is None:
+        raise InputError("cluster.launcher: ray is not installed; run: pip install 'ray[default,train]==2.60.0'")
+
+
+def start_ranks(run: Run, on_event: Callable[[dict[str, Any]], None]) -> None:
+    """Run the ranks of a prepared run on Ray and wait; `on_event` gets each line of metrics.jsonl as it is written.
+
+    SIGTERM and Ctrl-C make the ranks write a checkpoint and end; a second one ends them at once.
+
+    Raises InputError or RunError with the line of the rank that failed first.
+    """
+    check_installed()
+    run = Run(run.folder.resolve(), run.config)  # the workers have another current folder
+    run.path(*STOP).unlink(missing_ok=True)
+    metrics = run.path("metrics.jsonl")
+    position = metrics.stat().st_size if metrics.exists() else 0
+    failures: list[Exception] = []
+    with _connected(run.config.cluster), _asked_to_stop(run):
+        # In a thread: Ray would take Ctrl-C for itself, and this one has the progress to show.
+        training = threading.Thread(target=_fit, args=(run, failures), daemon=True)
+        training.start()
+        while training.is_alive():
+            position = follow(metrics, position, on_event)
+            training.join(POLL_SECONDS)
+        follow(metrics, position, on_event)
+    shutil.rmtree(run.path(*STORAGE), ignore_errors=True)
+    if failures:
+        raise _explained(run, failures[0]) from failures[0]
+    _raise_when_stopped(run)
+
+
+# In the process of the command
+
+
+@contextlib.contextmanager
+def _connected(cluster: ClusterSettings) -> Iterator[None]:
+    """A connection to Ray, unless the caller has one. A Ray that is started here ends here."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    address = cluster.address or os.environ.get("RAY_ADDRESS")
+    try:
+        if address is None:
+            ray.init(
+                address="local", num_cpus=math.ceil(cluster.workers * cluster.cpus_per_worker), include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES, resources=_all_of(cluster), **quiet,
+            )  # fmt: skip
+        else:
+            ray.init(address=address, **quiet)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise InputError(f"cluster.address: no Ray cluster answers at {address or 'this machine'}") from error
+    try:
+        if address is None and (cluster.gpus_per_worker or 0) * cluster.workers > ray.cluster_resources().get("GPU", 0):
+            raise InputError("cluster.gpus_per_worker: this machine has fewer GPUs than the workers ask for")
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _all_of(cluster: ClusterSettings) -> dict[str, float]:
+    return {name: amount * cluster.workers for name, amount in cluster.resources.items()}
+
+
+@contextlib.contextmanager
+def _asked_to_stop(run: Run) -> Iterator[None]:
+    """The first SIGTERM or Ctrl-C asks the ranks for a checkpoint."""
+    stop = run.path(*STOP)
+
+    def handler(signum: int, frame: object) -> None:
+        if stop.exists():
+            raise RunError(f"stopped by a signal: `sani-dist resume {run.folder}` goes on from the last checkpoint")
+        stop.write_text("signal")
+
+    before: dict[int, Any] = {}
+    with contextlib.suppress(ValueError):  # not the main thread: signals stay where they are
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            before[signum] = signal.signal(signum, handler)
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
+
+
+def _fit(run: Run, failures: list[Exception]) -> None:
+    """Train to the end of the run, through all restarts; what ended it early is appended to `failures`."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.v2.api.config import LoggingConfig
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    cluster = run.config.cluster
+    try:
+        DataParallelTrainer(
+            run_rank,
+            train_loop_config={"folder": str(run.folder), "current": str(Path.cwd())},
+            backend_config=_backend_config(),
+            scaling_config=ScalingConfig(
+                num_workers=cluster.workers, use_gpu=_gpus(cluster) > 0, resources_per_worker=_resources(cluster),
+                placement_strategy=cluster.placement,
+            ),
+            run_config=RunConfig(
+                name=f"{time.time_ns()}", storage_path=str(run.path(*STORAGE)), worker_runtime_env=cluster.runtime_env,
+                logging_config=LoggingConfig(log_level="ERROR"),
+                # Ray tries once a minute to start a group for which the cluster lacks resources.
+                failure_config=FailureConfig(
+                    max_failures=cluster.max_failures, controller_failure_limit=cluster.start_minutes
+                ),
+            ),
+        ).fit()  # fmt: skip
+    except Exception as error:
+        failures.append(error)
+
+
+def _gpus(cluster: ClusterSettings) -> int:
+    import ray
+
+    if cluster.gpus_per_worker is not None:
+        return cluster.gpus_per_worker
+    return 1 if ray.cluster_resources().get("GPU", 0) else 0
+
+
+def _resources(cluster: ClusterSettings) -> dict[str, float]:
+    gpus = {"GPU": float(_gpus(cluster))} if _gpus(cluster) else {}
+    return {"CPU": cluster.cpus_per_worker, **gpus, **cluster.resources}
+
+
+def _backend_config() -> Any:
+    """No process group of Ray's: the ranks make theirs. They see all GPUs of their host, as LOCAL_RANK counts them."""
+    from ray.train.backend import Backend, BackendConfig
+
+    class SharedGpus(Backend):  # type: ignore[misc]
+        share_cuda_visible_devices = True
+
+    class SharedGpusConfig(BackendConfig):  # type: ignore[misc]
+        @property
+        def backend_cls(self) -> type[Any]:
+            return SharedGpus
+
+    return SharedGpusConfig()
+
+
+def _explained(run: Run, failure: Exception) -> Exception:
+    """The line for the user; the failure itself stays its cause."""
+    from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+    cluster, again = run.config.cluster, f"`sani-dist resume {run.folder}` goes on from the last checkpoint"
+    if isinstance(failure, WorkerGroupError):
+        lines = {rank: error_line(run, rank) for rank in sorted(failure.worker_failures)}
+        # A rank that wrote no line was lost, and the others only say that a collective of theirs has failed: it comes first.
+        lost = next((rank for rank, line in lines.items() if line is None or " was killed by " in line), None)
+        if lost is None:
+            return RunError(next(line for line in lines.values() if line))
+        line = lines[lost] or f"rank {lost} was lost with its Ray worker or node"
+        return RunError(f"{line} (more than {cluster.max_failures} failures); {again}")
+    if isinstance(failure, ControllerError):
+        wanted = ", ".join(f"{name} {amount:g}" for name, amount in _shown_resources(cluster).items())
+        return RunError(
+            f"Ray did not start {cluster.workers} workers with {wanted} each: the cluster lacks them, or they failed to start; {again}"
+        )
+    return RunError(f"Ray: {type(failure).__name__}; {again}")
+
+
+def _shown_resources(cluster: ClusterSettings) -> dict[str, float]:
+    gpus = {"GPU": float(cluster.gpus_per_worker)} if cluster.gpus_per_worker else {}
+    return {"CPU": cluster.cpus_per_worker, **gpus, **cluster.resources}
+
+
+def _raise_when_stopped(run: Run) -> None:
+    stop = run.path(*STOP)
+    why = stop.read_text() if stop.exists() else None
+    stop.unlink(missing_ok=True)
+    if why is None or not run.pending():  # a signal that came after the last step
+        return
+    lines = [line for rank in range(run.config.cluster.workers) if (line := error_line(run, rank))]
+    if why == "input":
+        raise InputError(lines[0] if lines else f"a rank refused its input; see {run.path('logs')}")
+    raise RunError(lines[0] if lines else f"stopped by a signal: `sani-dist resume {run.folder}` goes on")
+
+
+# In a Ray worker
+
+
+def run_rank(told: dict[str, str]) -> None:
+    """Start the rank of this Ray worker and wait until it has finished, or was asked to stop.
+
+    `told`: `folder` of the run, and the `current` folder of the command, which relative paths of the settings begin in.
+    Raises RunError when the rank failed; Ray then ends the group and starts a new one.
+    """
+    import ray
+    from ray.train.collective import broadcast_from_rank_zero
+
+    folder, context = Path(told["folder"]), ray.train.get_context()
+    rank, workers = context.get_world_rank(), context.get_world_size()
+    host = socket.gethostname()
+    if not (folder / "config.yaml").exists():
+        raise RunError(f"{folder} is not on {host}: a run on a cluster belongs on storage that all nodes share")
+    stop = folder.joinpath(*STOP)
+    first = {"address": ray.util.get_node_ip_address(), "port": free_port(), "stop": stop.exists()}
+    first = broadcast_from_rank_zero(first)
+    if first["stop"]:
+        return
+    variables = environment(
+        rank, workers, first["port"], address=first["address"], local_rank=context.get_local_rank(),
+        local_workers=context.get_local_world_size(),
+    )  # fmt: skip
+    error = folder / "logs" / f"rank-{rank}.error"
+    error.unlink(missing_ok=True)
+    code = _watched(folder, rank, variables, told["current"], stop)
+    if code == 0 or (code == RunError.exit_code and stop.exists()):
+        return
+    if code == InputError.exit_code:
+        stop.write_text("input")  # another try would end in the same way
+    if not error.exists():
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        error.write_text(f"rank {rank} {how} on {host}; see {folder / 'logs' / f'rank-{rank}.log'}\n")
+    raise RunError(error.read_text().strip())
+
+
+def _watched(folder: Path, rank: int, variables: dict[str, str], current: str, stop: Path) -> int:
+    """Exit code of the rank's process. Its standard input is a pipe from here: it ends when this process does."""
+    with (folder / "logs" / f"rank-{rank}.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sani_dist.orchestrate.worker", str(folder), "--end-with-stdin"], env=variables,
+            cwd=current if Path(current).is_dir() else None, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    asked = False
+    try:
+        while process.poll() is None:
+            if not asked and stop.exists():
+                process.send_signal(signal.SIGTERM)
+                asked = True
+            time.sleep(POLL_SECONDS)
+    finally:
+        if process.poll() is None:
+            process.kill()
+    return process.returncode

@@ -1,0 +1,65 @@
+"""Runs on Ray as a user starts them: one command, in a process group of its own, watched through the run folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+SECONDS = 400
+# As a user's shell would: without variables that this process or its own ranks need.
+HIDDEN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "DS_ACCELERATOR", "RAY_ADDRESS")
+
+
+def started(arguments: list[str], log: Path, **variables: str) -> subprocess.Popen[bytes]:
+    """A command of this environment's `bin`; what it prints is appended to `log`."""
+    kept = {name: value for name, value in os.environ.items() if name not in HIDDEN}
+    path = f"{BIN}{os.pathsep}{kept.get('PATH', '')}"
+    with log.open("ab") as stream:
+        return subprocess.Popen(
+            [str(BIN / arguments[0]), *arguments[1:]], cwd=log.parent, env={**kept, "PATH": path, **variables},
+            stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+
+
+def sani_dist_run(settings: Path, folder: Path, *overrides: str) -> list[str]:
+    """The command line of a run on Ray."""
+    chosen = [part for override in ("cluster.launcher=ray", *overrides) for part in ("--set", override)]
+    return ["sani-dist", "run", str(settings), "--out", str(folder), *chosen]
+
+
+def finished(process: subprocess.Popen[bytes], log: Path, code: int = 0) -> str:
+    """What the command printed, when it has ended with `code`."""
+    assert process.wait(SECONDS) == code, log.read_text()[-3000:]
+    return log.read_text()
+
+
+def repaired_steps(folder: Path) -> list[int]:
+    """The steps that repair has reported until now, those that were done twice twice."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    events = [json.loads(line) for line in lines if line.endswith("\n")]
+    return [event["done"] for event in events if event["stage"] == "repair"]
+
+
+def wait_until(reached: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
+    end = time.monotonic() + SECONDS
+    while not reached():
+        assert process.poll() is None, log.read_text()[-3000:]
+        assert time.monotonic() < end, log.read_text()[-3000:]
+        time.sleep(0.01)
+
+
+def ranks_of(folder: Path) -> list[psutil.Process]:
+    """The processes of the ranks at work in a run folder."""
+    return [
+        p for p in psutil.process_iter(["cmdline"]) if {str(folder), "--end-with-stdin"} <= set(p.info["cmdline"] or [])
+    ]
