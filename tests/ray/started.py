@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -16,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 SECONDS = 400
 # As a user's shell would: without variables that this process or its own ranks need.
-HIDDEN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "DS_ACCELERATOR", "RAY_ADDRESS")
+HIDDEN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "DS_ACCELERATOR", "RAY_ADDRESS", "RAY_AUTH_MODE")
 
 
 def started(arguments: list[str], log: Path, **variables: str) -> subprocess.Popen[bytes]:
@@ -48,6 +49,12 @@ def repaired_steps(folder: Path) -> list[int]:
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     events = [json.loads(line) for line in lines if line.endswith("\n")]
     return [event["done"] for event in events if event["stage"] == "repair"]
+
+
+def restarted_after(folder: Path) -> list[int]:
+    """The steps whose checkpoints later groups of ranks went on from."""
+    steps = repaired_steps(folder)
+    return [after - 1 for before, after in itertools.pairwise(steps) if after != before + 1]
 
 
 def wait_until(reached: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:

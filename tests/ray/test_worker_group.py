@@ -12,9 +12,9 @@ import pytest
 from sani_dist.run import Run
 
 from .conftest import exported
-from .started import finished, ranks_of, repaired_steps, sani_dist_run, started, wait_until
+from .started import finished, ranks_of, repaired_steps, restarted_after, sani_dist_run, started, wait_until
 
-# Checkpoints are written at step 4 and 8; step 6 is between them.
+# Checkpoints are written every fourth step of 21. A process that is killed at this step ends at it, or a few later.
 STEP = 6
 
 
@@ -47,9 +47,7 @@ def test_a_killed_process_in_the_middle_of_repair_changes_no_bit(
     (before[1] if victim == "rank" else ray_worker).kill()
     finished(process, log)
     assert exported(folder) == undisturbed
-    steps = repaired_steps(folder)
-    assert steps.count(1) == 1
-    assert steps.count(5) == 2  # the new group went on from the checkpoint of step 4
+    assert restarted_after(folder) in ([4], [8])
     _, alive = psutil.wait_procs(before, 5)
     assert alive == []
 
@@ -68,7 +66,9 @@ def test_a_worker_lost_too_often_ends_in_one_line_and_can_be_resumed(
     assert "was killed by signal 9" in last
     assert f"`sani-dist resume {folder}`" in last
     assert "Traceback" not in printed
-    finished(started(["sani-dist", "resume", str(folder)], log), log)
+    # Without Ray: the rest of a run does not care who starts its ranks.
+    finished(started(["sani-dist", "resume", str(folder), "--set", "cluster.launcher=local"], log), log)
+    assert restarted_after(folder) in ([4], [8])
     assert exported(folder) == undisturbed
 
 

@@ -1,0 +1,71 @@
+"""A Ray cluster of three raylets on this machine, one of which is lost in the middle of repair."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from ray.cluster_utils import Cluster
+
+from .conftest import exported
+from .started import finished, ranks_of, repaired_steps, restarted_after, sani_dist_run, started, wait_until
+
+STEP = 6
+STORE_BYTES = 80_000_000
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """A head without CPUs, as in a real cluster, where the command runs; three nodes with room for one rank each."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE_BYTES}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        for _ in range(3):
+            cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
+        cluster.wait_for_nodes()
+        yield cluster
+    finally:
+        cluster.shutdown()
+
+
+@pytest.mark.slow
+def test_a_lost_node_in_the_middle_of_repair_changes_no_bit(
+    cluster: Cluster, settings_file: Path, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
+    folder, log = tmp_path / "run", tmp_path / "log"
+    overrides = [f"cluster.address={cluster.address}", "cluster.placement=STRICT_SPREAD"]
+    process = started(sani_dist_run(settings_file, folder, *overrides), log)
+    wait_until(lambda: STEP in repaired_steps(folder), process, log)
+    before = ranks_of(folder)
+    busy = next(node for node in cluster.worker_nodes if _raylet(node) in before[1].parents())
+    cluster.remove_node(busy, allow_graceful=False)
+    finished(process, log)
+    assert exported(folder) == undisturbed
+    (step,) = restarted_after(folder)  # with a rank on the third node
+    assert step > 0
+    assert step % 4 == 0
+    _, alive = psutil.wait_procs(before, 5)
+    assert alive == []
+
+
+@pytest.mark.slow
+def test_a_cluster_that_lacks_resources_is_one_line_in_the_end(
+    cluster: Cluster, settings_file: Path, tmp_path: Path
+) -> None:
+    folder, log = tmp_path / "run", tmp_path / "log"
+    overrides = [f"cluster.address={cluster.address}", "cluster.resources.fast=1", "cluster.start_minutes=1"]
+    # Ray's own minute is made shorter.
+    short = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "4"}
+    printed = finished(started(sani_dist_run(settings_file, folder, *overrides), log, **short), log, code=3)
+    last = printed.splitlines()[-1]
+    assert last.startswith("error: Ray did not start 2 workers with CPU 1, fast 1 each: ")
+    assert f"`sani-dist resume {folder}`" in last
+    assert "Traceback" not in printed
+
+
+def _raylet(node: object) -> psutil.Process:
+    return psutil.Process(node.all_processes["raylet"][0].process.pid)  # type: ignore[attr-defined]

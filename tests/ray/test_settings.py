@@ -1,0 +1,84 @@
+"""Settings of a cluster: refused in one line, or kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sani_dist import orchestrate
+from sani_dist.config import (
+    ClusterSettings,
+    Config,
+    cluster_changes,
+    config_from_mapping,
+    config_to_mapping,
+    load_config,
+)
+from sani_dist.errors import InputError
+from sani_dist.orchestrate import ray_train
+from sani_dist.report.redact import redacted
+from sani_dist.run import Run
+
+from .started import finished, sani_dist_run, started
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"address": "ray://head:10001"}, "cluster: .*ray_submit"),
+        ({"resources": {"GPU": 1}}, "cluster: .*gpus_per_worker"),
+        ({"resources": {"fast": 0}}, "cluster.resources.fast: "),
+        ({"placement": "ANYWHERE"}, "cluster.placement: .*SPREAD"),
+        ({"max_failures": -1}, "cluster.max_failures: "),
+    ],
+)
+def test_what_ray_cannot_keep_is_refused(settings_file: Path, setting: dict[str, Any], message: str) -> None:
+    mapping = config_to_mapping(load_config(settings_file))
+    with pytest.raises(InputError, match=message) as error:
+        config_from_mapping({**mapping, "cluster": setting})
+    assert "ANYWHERE" not in str(error.value)
+
+
+def test_without_ray_the_line_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_train, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install 'ray\[default,train\]=="):
+        orchestrate.check(ClusterSettings(launcher="ray"))
+    orchestrate.check(ClusterSettings())
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("cluster.gpus_per_worker=64", "cluster.gpus_per_worker: this machine has fewer GPUs than the workers ask for"),
+        ("cluster.address=127.0.0.1:1", "cluster.address: nothing answers at 127.0.0.1:1"),
+        ("cluster.address=auto", "cluster.address: no Ray cluster takes us in at auto"),
+    ],
+)
+def test_a_ray_that_cannot_be_is_one_line(settings_file: Path, tmp_path: Path, override: str, message: str) -> None:
+    log = tmp_path / "log"
+    printed = finished(started(sani_dist_run(settings_file, tmp_path / "run", override), log), log, code=2)
+    assert printed.splitlines()[-1].startswith(f"error: {message}")
+    assert "Traceback" not in printed
+
+
+def test_a_begun_run_takes_cluster_settings_and_no_others(settings_file: Path, tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", load_config(settings_file))
+    before = run.inputs_sha256("repair")
+    run.change_cluster(cluster_changes(["cluster.workers=1", "cluster.resources.fast=2"]))
+    again = Run.open(tmp_path / "run").config
+    assert (again.cluster.workers, again.cluster.resources, again.cluster.threads) == (1, {"fast": 2.0}, 1)
+    assert run.inputs_sha256("repair") == before
+    for override in ("repair.epochs=1", "cluster=3"):
+        with pytest.raises(InputError, match="only `cluster` settings can change"):
+            cluster_changes([override])
+    with pytest.raises(InputError, match=r"cluster\.workers: "):
+        run.change_cluster({"workers": 0})
+    assert Run.open(tmp_path / "run").config.cluster.workers == 1
+
+
+def test_a_runtime_environment_is_not_shown(settings_file: Path) -> None:
+    """It may hold a password."""
+    config: Config = load_config(settings_file, ["cluster.runtime_env={env_vars: {TOKEN: secret}}"])
+    assert "secret" not in str(redacted(config_to_mapping(config)))
