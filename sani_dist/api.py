@@ -67,12 +67,17 @@ def prepare(config: Config, folder: Path, *, on_event: OnEvent = lambda event: N
     return run
 
 
-def resume(folder: Path, *, on_event: OnEvent = lambda event: None) -> Run:
-    """Go on with a run that was stopped: finished stages are skipped, repair goes on from its last checkpoint."""
+def resume(folder: Path, *, cluster: Mapping[str, Any] | None = None, on_event: OnEvent = lambda event: None) -> Run:
+    """Go on with a run that was stopped: finished stages are skipped, repair goes on from its last checkpoint.
+
+    `cluster`: settings of that section to change, since the machines may be others now.
+    """
     from sani_dist import orchestrate, pipeline
     from sani_dist.run import Run
 
     run = Run.open(folder)
+    if cluster:
+        run.change_cluster(cluster)
     orchestrate.check(run.config.cluster)
     pipeline.check(run.config)
     if run.path("source.json").exists():

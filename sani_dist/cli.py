@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from sani_dist.config import PRESETS, Config, load_config
+from sani_dist.config import PRESETS, Config, cluster_changes, load_config
 from sani_dist.errors import InputError, SaniError
 
 app = typer.Typer(
@@ -73,16 +73,21 @@ def run(
 
 
 @app.command()
-def resume(folder: RunFolder) -> None:
+def resume(
+    folder: RunFolder,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="change a `cluster` setting: --set cluster.workers=4 (repeatable)")
+    ] = None,
+) -> None:
     """Go on with a run that was stopped: finished stages are skipped, repair goes on from its last checkpoint.
 
-    Example: `sani-dist resume run`
+    Example: `sani-dist resume run --set cluster.workers=4`
     """
     from sani_dist import api
     from sani_dist.terminal import ProgressView
 
     with ProgressView(console) as view:
-        finished = api.resume(folder, on_event=view)
+        finished = api.resume(folder, cluster=cluster_changes(overrides or []), on_event=view)
     _show(finished.folder)
 
 

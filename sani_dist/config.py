@@ -335,6 +335,19 @@ def load_config(path: Path, overrides: list[str] | None = None, preset: str | No
     return config_from_mapping(_resolve_paths(mapping, path.resolve().parent))
 
 
+def cluster_changes(overrides: Sequence[str]) -> dict[str, Any]:
+    """`--set cluster.a=b` of a run that is resumed, as {"a": b}. Raises InputError for settings of other sections: they are the run's."""
+    changes: dict[str, Any] = {}
+    for override in overrides:
+        _override(changes, override)
+    of_cluster = changes.get("cluster", {})
+    if set(changes) - {"cluster"} or not isinstance(of_cluster, dict):
+        raise InputError(
+            "--set: of a run that has begun, only `cluster` settings can change; start a new run for others"
+        )
+    return of_cluster
+
+
 def config_from_mapping(mapping: dict[str, Any]) -> Config:
     """Validate settings. Raises InputError: `erase.fraction: ...`, never repeating the value given."""
     try:

@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -101,6 +101,12 @@ class Run:
         path = self.path("run.json")
         document = json.loads(path.read_text()) if path.exists() else {}
         _write_atomically(path, json.dumps({**document, **values}, indent=1))
+
+    def change_cluster(self, changes: Mapping[str, Any]) -> None:
+        """Other `cluster` settings for what is still to do: they change no result. Raises InputError when they cannot be."""
+        mapping = config_to_mapping(self.config)
+        self.config = config_from_mapping({**mapping, "cluster": {**mapping["cluster"], **changes}})
+        _write_atomically(self.folder / "config.yaml", yaml.safe_dump(config_to_mapping(self.config), sort_keys=False))
 
     # Stages
 
