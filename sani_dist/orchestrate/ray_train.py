@@ -34,6 +34,7 @@ STOP = ("logs", "ray-stop")
 STORAGE = ("logs", "ray")
 # Ray's default is 30 % of the memory. Nothing of ours goes through the object store; less than 75 MB is refused.
 OBJECT_STORE_BYTES = 100_000_000
+CONNECT_SECONDS = 10
 
 
 def check_installed() -> None:
@@ -90,15 +91,30 @@ def _connected(cluster: ClusterSettings) -> Iterator[None]:
                 object_store_memory=OBJECT_STORE_BYTES, resources=_all_of(cluster), **quiet,
             )  # fmt: skip
         else:
+            _knock(address)
             ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise InputError(f"cluster.address: no Ray cluster answers at {address or 'this machine'}") from error
+        raise InputError(
+            f"cluster.address: no Ray cluster takes us in at {address or 'this machine'}; one with tokens wants RAY_AUTH_MODE=token "
+            "and RAY_AUTH_TOKEN_PATH"
+        ) from error
     try:
         if address is None and (cluster.gpus_per_worker or 0) * cluster.workers > ray.cluster_resources().get("GPU", 0):
             raise InputError("cluster.gpus_per_worker: this machine has fewer GPUs than the workers ask for")
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raises InputError when nothing listens at host:port. Ray itself tries for five minutes."""
+    host, separator, port = address.rpartition(":")
+    if not separator or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(f"cluster.address: nothing answers at {address}") from error
 
 
 def _all_of(cluster: ClusterSettings) -> dict[str, float]:
