@@ -91,7 +91,7 @@ def _connected(cluster: ClusterSettings) -> Iterator[None]:
                 object_store_memory=OBJECT_STORE_BYTES, resources=_all_of(cluster), **quiet,
             )  # fmt: skip
         else:
-            _knock(address)
+            _knock(_last_started() if address == "auto" else address)
             ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise InputError(
@@ -115,6 +115,15 @@ def _knock(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise InputError(f"cluster.address: nothing answers at {address}") from error
+
+
+def _last_started() -> str:
+    """What Ray takes for "auto": the address of the cluster this machine last started. The record stays when that cluster is killed."""
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    try:
+        return (Path(folder) / "ray" / "ray_current_cluster").read_text().strip()
+    except OSError:
+        return ""
 
 
 def _all_of(cluster: ClusterSettings) -> dict[str, float]:

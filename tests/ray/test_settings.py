@@ -53,13 +53,32 @@ def test_without_ray_the_line_says_how_to_install_it(monkeypatch: pytest.MonkeyP
     [
         ("cluster.gpus_per_worker=64", "cluster.gpus_per_worker: this machine has fewer GPUs than the workers ask for"),
         ("cluster.address=127.0.0.1:1", "cluster.address: nothing answers at 127.0.0.1:1"),
-        ("cluster.address=auto", "cluster.address: no Ray cluster takes us in at auto"),
     ],
 )
 def test_a_ray_that_cannot_be_is_one_line(settings_file: Path, tmp_path: Path, override: str, message: str) -> None:
     log = tmp_path / "log"
     printed = finished(started(sani_dist_run(settings_file, tmp_path / "run", override), log), log, code=2)
     assert printed.splitlines()[-1].startswith(f"error: {message}")
+    assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [(None, "no Ray cluster takes us in at auto"), ("127.0.0.1:1", "nothing answers at 127.0.0.1:1")],
+    ids=["none", "killed"],
+)
+def test_no_cluster_to_be_found_is_one_line(
+    settings_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record: str | None, message: str
+) -> None:
+    """A cluster that was killed leaves its address behind: Ray would try it for five minutes."""
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    if record is not None:
+        (tmp_path / "ray").mkdir()
+        (tmp_path / "ray" / "ray_current_cluster").write_text(record)
+    log = tmp_path / "log"
+    started_run = started(sani_dist_run(settings_file, tmp_path / "run", "cluster.address=auto"), log)
+    printed = finished(started_run, log, code=2)
+    assert printed.splitlines()[-1].startswith(f"error: cluster.address: {message}")
     assert "Traceback" not in printed
 
 
