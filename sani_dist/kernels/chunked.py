@@ -6,9 +6,9 @@ buffer; their gradient is formed in their place and multiplied out at once:
     d loss / d logit_j = a (p_j - [j = target]) + further terms,   dX = dlogits W,   dW = dlogits^T X
 
 That is three products of 2 R H V operations, with no recomputation. Beside them the buffer is written once and read a few times, about 10
-bytes for each of the R V logits in 16 bits, against 6 H operations: under a tenth of the products' time from H = 1000 on, on any GPU with
-fewer than 600 operations per byte. Chunks run in order and dW accumulates in fp32 (float64 for float64 input), so two runs give the
-same bits.
+bytes for each of the R V logits in 16 bits, and the weight's gradient is read and written in fp32 for every chunk, 8 H V bytes: with r rows
+in a chunk 8 H / r for each logit, so a GPU needs chunks of 600 to 1200 rows (docs/kernels.md). Chunks run in order and dW accumulates in
+fp32 (float64 for float64 input), so two runs give the same bits.
 """
 
 from __future__ import annotations

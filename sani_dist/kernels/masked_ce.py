@@ -15,9 +15,10 @@ logger = logging.getLogger(__name__)
 
 Name = Literal["auto", "reference", "cpu", "triton"]
 
-# Logits of one chunk in fp32, in bytes, when the caller names no bound: 682 rows of a vocabulary of 49152, 261 of one of 128256, of half
-# the bytes in 16 bits. Enough rows for the products to run nearly full, few enough that the chunk is smaller than the weight's gradient.
-DEFAULT_MAX_BYTES = 128 * 2**20
+# Bytes of one chunk of logits in fp32 when the caller names no bound; in 16 bits it takes half. On CPUs 597 rows of a vocabulary of 49152:
+# the products run nearly full, and the chunk is smaller than the weight's gradient. GPUs need 600 to 1200 rows before the product that
+# adds to the fp32 gradient of the weight stops waiting for memory (docs/kernels.md): 1439 rows of a vocabulary of 128256.
+DEFAULT_MAX_BYTES = {"cpu": 112 * 2**20, "cuda": 704 * 2**20}
 
 
 def masked_cross_entropy(
@@ -53,7 +54,7 @@ def masked_cross_entropy(
         label_smoothing: share of the target spread evenly over the vocabulary; unlikelihood rows take no part.
         reduction: "sum" gives a scalar divided by `normalizer`, "none" gives [R], undivided; its backward runs the chunks again.
         impl: "auto" takes "triton" on GPUs and "cpu" on CPUs; "reference" is plain torch, on any device, float64 too.
-        max_bytes: bound of one chunk of logits in fp32, in bytes (in 16 bits it takes half of that); None: 128 MiB.
+        max_bytes: bound of one chunk of logits in fp32, in bytes (in 16 bits it takes half of that); None: DEFAULT_MAX_BYTES.
 
     Returns:
         The loss, in fp32 (float64 for float64 input). No row: 0, with zero gradients.
@@ -72,7 +73,7 @@ def masked_cross_entropy(
         factors = factors / normalizer
     problem = Rows(rows, targets, roles, factors)
     terms = Terms(z_loss, label_smoothing)
-    settings = (problem, terms, softcap, reduction, _choose(impl, hidden), max_bytes or DEFAULT_MAX_BYTES)
+    settings = (problem, terms, softcap, reduction, _choose(impl, hidden), max_bytes or _default_max_bytes(hidden))
     loss: torch.Tensor = _MaskedCrossEntropy.apply(hidden, vocab_weight, bias, settings)  # type: ignore[no-untyped-call]
     return loss
 
@@ -103,7 +104,7 @@ def token_scores(
         raise ValueError(f"top_k must lie in [0, {vocab_weight.shape[0]}], not {top_k}")
     implementation = _choose(impl, hidden)
     return chunked.scores(
-        hidden, projection, rows, targets, top_k, moments, max_bytes or DEFAULT_MAX_BYTES, implementation
+        hidden, projection, rows, targets, top_k, moments, max_bytes or _default_max_bytes(hidden), implementation
     )
 
 
@@ -166,6 +167,10 @@ def _choose(impl: Name, hidden: torch.Tensor) -> Implementation:
             raise RuntimeError(f"impl='cpu' cannot be used here: {reason}")
         _warn_once(f"The loss runs in plain torch, which takes longer: its C++ cannot be used here ({reason})")
     return reference
+
+
+def _default_max_bytes(hidden: torch.Tensor) -> int:
+    return DEFAULT_MAX_BYTES.get(hidden.device.type, DEFAULT_MAX_BYTES["cpu"])
 
 
 @functools.cache
