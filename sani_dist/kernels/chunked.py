@@ -13,7 +13,6 @@ fp32 (float64 for float64 input), so two runs give the same bits.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import fields
 
@@ -89,9 +88,8 @@ def scores(
 
 
 def _rows_of_chunk(weight: torch.Tensor, count: int, max_bytes: int) -> int:
-    """As many as fit, but chunks of equal size: a short one at the end would run slower. At least 1."""
-    most = max(1, max_bytes // (weight.shape[0] * max(4, weight.element_size())))
-    return max(1, math.ceil(count / max(1, math.ceil(count / most))))
+    """As many as fit, at least 1. Chunks of equal size would be no faster, and their size would depend on the batch."""
+    return max(1, min(count, max_bytes // (weight.shape[0] * max(4, weight.element_size()))))
 
 
 def _chunks(

@@ -16,10 +16,11 @@ logger = logging.getLogger(__name__)
 Name = Literal["auto", "reference", "cpu", "triton"]
 
 # Bytes of one chunk of logits in fp32 when the caller names no bound; in 16 bits it takes half. On CPUs, at a vocabulary of 49152, 597 rows
-# in fp32: the products run nearly full, and the chunk is smaller than the weight's gradient; 341 rows in 16 bits, which two cores with AMX
-# multiply out a fifth faster than 400 to 900. GPUs need 600 to 1200 rows before the product that adds to the fp32 gradient of the weight
-# stops waiting for memory (docs/kernels.md): 1439 rows of a vocabulary of 128256.
-CPU_MAX_BYTES, CPU_16_BIT_MAX_BYTES, GPU_MAX_BYTES = 112 * 2**20, 64 * 2**20, 704 * 2**20
+# in fp32: the products run nearly full, and the chunk is smaller than the weight's gradient; 352 rows in 16 bits, which two cores with AMX
+# multiply out a fifth faster than 370 to 900, and which is just over the 32 MiB from which on glibc gives memory back when it is freed.
+# GPUs need 600 to 1200 rows before the product that adds to the fp32 gradient of the weight stops waiting for memory (docs/kernels.md):
+# 1439 rows of a vocabulary of 128256.
+CPU_MAX_BYTES, CPU_16_BIT_MAX_BYTES, GPU_MAX_BYTES = 112 * 2**20, 66 * 2**20, 704 * 2**20
 
 
 def masked_cross_entropy(

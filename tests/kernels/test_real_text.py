@@ -14,6 +14,7 @@ from sani_dist.demo.english import write_general_text
 from sani_dist.kernels import token_scores
 
 LENGTH, TEXTS = 256, 8
+CHUNK_ROWS = 350
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +38,10 @@ def test_scores_of_every_token_are_those_of_the_whole_logits(
     states: tuple[torch.Tensor, torch.Tensor, torch.Tensor], dtype: torch.dtype
 ) -> None:
     hidden, weight, targets = states[0].to(dtype), states[1].to(dtype), states[2]
-    found = token_scores(hidden, weight, targets, torch.arange(len(targets)), top_k=5, moments=True)
-    logits = (hidden @ weight.t()).double()  # rounded to `dtype`, as those that are scored
+    index, max_bytes = torch.arange(len(targets)), CHUNK_ROWS * len(weight) * 4
+    found = token_scores(hidden, weight, targets, index, top_k=5, moments=True, max_bytes=max_bytes)
+    # Rounded to `dtype`, as those that are scored: in 16 bits that can depend on how many rows are multiplied at once.
+    logits = torch.cat([part @ weight.t() for part in hidden.split(CHUNK_ROWS)]).double()
     logprobs = logits.log_softmax(dim=1)
     at = logits.gather(1, targets[:, None])
     torch.testing.assert_close(found.logprob.double(), logprobs.gather(1, targets[:, None])[:, 0], rtol=1e-5, atol=2e-5)
