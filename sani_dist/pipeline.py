@@ -47,6 +47,7 @@ from sani_dist.repair import Progress, train
 from sani_dist.repair.schedule import Schedule
 from sani_dist.report import write_report
 from sani_dist.run import STAGES, Run, build
+from sani_dist.tracking import Curves
 
 AUDIT_SCHEMA = 1
 
@@ -157,6 +158,7 @@ class _Worker:
         self.run, self.config = run, run.config
         self.first = distributed.rank() == 0
         self.metrics = Metrics(run.path("metrics.jsonl"), self.first)
+        self.curves = Curves(run.path("logs"), self.first)
         self.checkpoint = Checkpoint(run.config.model.path)
         self.source = json.loads(run.path("source.json").read_text())
         self.stopping = False
@@ -250,6 +252,7 @@ class _Worker:
                 "measurements": [asdict(m) for m in found.measurements],
             }
             build(path, lambda temporary: _write_json(temporary, document))
+        self.curves.add_audit(when, found.measurements)
         self._done(f"audit-{when}", [path, losses])
 
     def _reference(self, splits: dict[str, PackedRows]) -> dict[str, TokenScores]:
@@ -326,6 +329,7 @@ class _Worker:
     def _report_step(self, progress: Progress) -> None:
         numbers = {k: v for k, v in asdict(progress).items() if k not in ("step", "steps")}
         self.metrics.write(stage="repair", done=progress.step, total=progress.steps, unit="steps", **numbers)
+        self.curves.add(progress.step, {f"repair/{name}": value for name, value in numbers.items()})
 
     def _ask_to_stop(self, signum: int, frame: object) -> None:
         self.stopping = True
