@@ -13,6 +13,7 @@ fp32 (float64 for float64 input), so two runs give the same bits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import fields
 
@@ -33,7 +34,7 @@ def loss_and_gradients(
     """Losses and wanted gradients, a chunk of at most `max_bytes` of logits in fp32 at a time."""
     weight, bias, sums = projection.weight, projection.bias, rows.factors.dtype
     count = rows.index.numel()
-    chunk = _rows_of_chunk(weight, count, max_bytes)
+    chunk, most = _rows_of_chunk(weight, count, max_bytes)
     losses = torch.zeros_like(rows.factors)
     d_hidden = torch.zeros_like(hidden) if wants.hidden else None
     d_weight = d_bias = None
@@ -42,7 +43,7 @@ def loss_and_gradients(
         d_weight = make(weight, dtype=weight.dtype if chunk == count else sums, memory_format=torch.contiguous_format)
     if bias is not None and wants.bias:
         d_bias = torch.zeros_like(bias, dtype=sums)
-    for part, x, logits in _chunks(hidden, projection, rows.index, chunk):
+    for part, x, logits in _chunks(hidden, projection, rows.index, chunk, most):
         losses[part] = implementation.loss_of_rows(logits, rows.part(part), projection.softcap, terms, any(wants))
         gradient = logits
         if d_bias is not None:
@@ -75,10 +76,10 @@ def scores(
     implementation: Implementation,
 ) -> Scores:
     """Scores of the rows in `index`, a chunk at a time: memory beside the result does not grow with their number."""
-    chunk = _rows_of_chunk(projection.weight, index.numel(), max_bytes)
+    chunk, most = _rows_of_chunk(projection.weight, index.numel(), max_bytes)
     parts = [
         implementation.scores_of_rows(logits, targets[part], projection.softcap, top_k, moments)
-        for part, _, logits in _chunks(hidden, projection, index, chunk)
+        for part, _, logits in _chunks(hidden, projection, index, chunk, most)
     ]
     if not parts:
         empty = hidden.new_empty((0, projection.weight.shape[0]))
@@ -87,17 +88,19 @@ def scores(
     return Scores(*(None if made[0] is None else torch.cat(made) for made in columns))  # type: ignore[arg-type]
 
 
-def _rows_of_chunk(weight: torch.Tensor, count: int, max_bytes: int) -> int:
-    """As many as fit, at least 1. Chunks of equal size would be no faster, and their size would depend on the batch."""
-    return max(1, min(count, max_bytes // (weight.shape[0] * max(4, weight.element_size()))))
+def _rows_of_chunk(weight: torch.Tensor, count: int, max_bytes: int) -> tuple[int, int]:
+    """(rows of a chunk, rows of the buffer), at least 1. Chunks are of equal size, as a short one at the end would run slower; the buffer
+    is as large as it may be, so that whether its memory is given back does not depend on the batch (see `masked_ce`)."""
+    most = max(1, min(count, max_bytes // (weight.shape[0] * max(4, weight.element_size()))))
+    return max(1, math.ceil(count / max(1, math.ceil(count / most)))), most
 
 
 def _chunks(
-    hidden: torch.Tensor, projection: Projection, index: torch.Tensor, chunk: int
+    hidden: torch.Tensor, projection: Projection, index: torch.Tensor, chunk: int, most: int
 ) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
     """(which rows, their hidden states, their logits before soft-capping in a buffer that the next chunk reuses)."""
     weight, count = projection.weight, index.numel()
-    buffer = torch.empty((min(chunk, count), weight.shape[0]), dtype=weight.dtype, device=weight.device)
+    buffer = torch.empty((most, weight.shape[0]), dtype=weight.dtype, device=weight.device)
     for first in range(0, count, chunk):
         part = slice(first, min(first + chunk, count))
         x = hidden[index[part]]

@@ -161,21 +161,33 @@ def test_zeroed_neurons_have_no_gradient_and_stay_zero(worlds: dict[int, Path]) 
         assert not torch.equal(trained[f"{mlp}.c_fc.weight"][:, rest], erased[f"{mlp}.c_fc.weight"][:, rest])
 
 
-@pytest.mark.parametrize(("workers", "objective"), [(1, "plain"), (2, "mask"), (2, "unlikelihood")])
+@pytest.mark.parametrize(
+    ("workers", "objective", "architecture", "checkpointing"),
+    [
+        (1, "plain", "llama", False),
+        (2, "mask", "llama", False),
+        (2, "unlikelihood", "llama", True),
+        (2, "unlikelihood", "gpt2", False),
+        (3, "mask", "gpt2", True),
+    ],
+)
 def test_the_gradient_is_that_of_the_mean_over_the_global_batch(
-    tokens: Path, llama_folder: Path, threshold_0: Path, tmp_path: Path, workers: int, objective: str
-) -> None:
-    """Whatever the split over ranks and accumulation steps; the reference is one process, whole documents, plain autograd."""
+    tokens: Path, llama_folder: Path, gpt2_folder: Path, threshold_0: Path, tmp_path: Path,
+    workers: int, objective: str, architecture: str, checkpointing: bool,
+) -> None:  # fmt: skip
+    """Whatever the split over ranks and accumulation steps, empty micro-batches included; embeddings tied (gpt2) or not; activations kept
+    or made again. The reference is one process, whole documents, plain autograd."""
+    model_folder = {"llama": llama_folder, "gpt2": gpt2_folder}[architecture]
     repair = {**REPAIR, "objective": objective}
     run_ranks(
         workers, "first_step_gradient", tmp_path,
-        model=str(llama_folder), ds_config=str(threshold_0), tokens=str(tokens), repair=repair,
+        model=str(model_folder), ds_config=str(threshold_0), tokens=str(tokens), repair=repair, checkpointing=checkpointing,
     )  # fmt: skip
     rows, general = (PackedRows(tokens / f"{name}.arrow") for name in ("repair", "general_train"))
     own, retained = Schedule(RepairSettings.model_validate(repair), rows, general).batch(0)
     assert len(own) == 3
     assert len(retained) == 2
-    model = plain.load(llama_folder)
+    model = plain.load(model_folder)
     loss = plain.mean_loss(model, [(rows, i) for i in own] + [(general, i) for i in retained], objective)
     loss.backward()
     assert float((tmp_path / "loss.json").read_text()) == pytest.approx(loss.item(), rel=1e-6)

@@ -99,11 +99,15 @@ def _assert_loaded(engine: Engine, source: Path, dtype: torch.dtype) -> None:
     assert seen == len(stored)
 
 
-def first_step_gradient(folder: Path, *, model: str, ds_config: str, tokens: str, repair: dict[str, Any]) -> None:
+def first_step_gradient(
+    folder: Path, *, model: str, ds_config: str, tokens: str, repair: dict[str, Any], checkpointing: bool
+) -> None:
     """One step in fp32; its first moments, which are (1 - beta1) times the gradient, are left in a checkpoint."""
     settings = RepairSettings.model_validate(repair)
     config = read_ds_config(Path(ds_config), torch.float32)
     engine = Engine(load_sharded(Path(model), config, torch.float32), config)
+    if checkpointing:
+        engine.model.gradient_checkpointing_enable()
     engine.for_training(settings)
     rows = {name: PackedRows(Path(tokens) / f"{name}.arrow") for name in ("repair", "general_train")}
     reports = []

@@ -14,7 +14,7 @@ from sani_dist.demo.english import write_general_text
 from sani_dist.kernels import token_scores
 
 LENGTH, TEXTS = 256, 8
-CHUNK_ROWS = 350
+CHUNK_ROWS = 340
 
 
 @pytest.fixture(scope="module")
