@@ -82,11 +82,18 @@ def plots(name: str, rows: Iterable[harness.Row]) -> Iterator[str]:
 
 
 def values(rows: Iterable[harness.Row]) -> dict[tuple[str, str], list[float]]:
-    """{(metric, case): what was measured}, in the order of the rows."""
+    """{(metric, case): what was measured}: groups of bars in the order of their numbers, the rest in the order of the rows."""
     found = defaultdict(list)
-    for row in rows:
+    for row in sorted(rows, key=lambda row: group_of(row.case)):
         found[row.metric, row.case].append(row.value)
     return found
+
+
+def group_of(case: str) -> tuple[str, float]:
+    """(plot, number of the group), such as the share that is masked; ("", 0) for a case that is no bar."""
+    part = PLOTTED.fullmatch(case)
+    number = part and re.match(r"[0-9.]+", part["group"])
+    return (part["plot"] if part else "", float(number[0]) if number else 0.0)
 
 
 def readable(value: float, metric: str) -> str:
