@@ -91,7 +91,12 @@ def _connected(cluster: ClusterSettings) -> Iterator[None]:
                 object_store_memory=OBJECT_STORE_BYTES, resources=_all_of(cluster), **quiet,
             )  # fmt: skip
         else:
-            _knock(_last_started() if address == "auto" else address)
+            if address == "auto":
+                from ray._private.services import get_ray_address_from_environment
+
+                # Where Ray itself would look. What a killed cluster has left behind may be found there.
+                address = get_ray_address_from_environment("auto", None)
+            _knock(address)
             ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise InputError(
@@ -115,15 +120,6 @@ def _knock(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise InputError(f"cluster.address: nothing answers at {address}") from error
-
-
-def _last_started() -> str:
-    """What Ray takes for "auto": the address of the cluster this machine last started. The record stays when that cluster is killed."""
-    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
-    try:
-        return (Path(folder) / "ray" / "ray_current_cluster").read_text().strip()
-    except OSError:
-        return ""
 
 
 def _all_of(cluster: ClusterSettings) -> dict[str, float]:
@@ -159,12 +155,13 @@ def _fit(run: Run, failures: list[Exception]) -> None:
 
     cluster = run.config.cluster
     try:
+        gpus = _gpus(cluster)
         DataParallelTrainer(
             run_rank,
             train_loop_config={"folder": str(run.folder), "current": str(Path.cwd())},
             backend_config=_backend_config(),
             scaling_config=ScalingConfig(
-                num_workers=cluster.workers, use_gpu=_gpus(cluster) > 0, resources_per_worker=_resources(cluster),
+                num_workers=cluster.workers, use_gpu=gpus > 0, resources_per_worker=_resources(cluster, gpus),
                 placement_strategy=cluster.placement,
             ),
             run_config=RunConfig(
@@ -188,9 +185,8 @@ def _gpus(cluster: ClusterSettings) -> int:
     return 1 if ray.cluster_resources().get("GPU", 0) else 0
 
 
-def _resources(cluster: ClusterSettings) -> dict[str, float]:
-    gpus = {"GPU": float(_gpus(cluster))} if _gpus(cluster) else {}
-    return {"CPU": cluster.cpus_per_worker, **gpus, **cluster.resources}
+def _resources(cluster: ClusterSettings, gpus: int) -> dict[str, float]:
+    return {"CPU": cluster.cpus_per_worker, **({"GPU": float(gpus)} if gpus else {}), **cluster.resources}
 
 
 def _backend_config() -> Any:
@@ -222,16 +218,12 @@ def _explained(run: Run, failure: Exception) -> Exception:
         line = lines[lost] or f"rank {lost} was lost with its Ray worker or node"
         return RunError(f"{line} (more than {cluster.max_failures} failures); {again}")
     if isinstance(failure, ControllerError):
-        wanted = ", ".join(f"{name} {amount:g}" for name, amount in _shown_resources(cluster).items())
+        asked_for = _resources(cluster, cluster.gpus_per_worker or 0)
+        wanted = ", ".join(f"{name} {amount:g}" for name, amount in asked_for.items())
         return RunError(
             f"Ray did not start {cluster.workers} workers with {wanted} each: the cluster lacks them, or they failed to start; {again}"
         )
     return RunError(f"Ray: {type(failure).__name__}; {again}")
-
-
-def _shown_resources(cluster: ClusterSettings) -> dict[str, float]:
-    gpus = {"GPU": float(cluster.gpus_per_worker)} if cluster.gpus_per_worker else {}
-    return {"CPU": cluster.cpus_per_worker, **gpus, **cluster.resources}
 
 
 def _raise_when_stopped(run: Run) -> None:

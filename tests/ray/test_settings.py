@@ -63,20 +63,28 @@ def test_a_ray_that_cannot_be_is_one_line(settings_file: Path, tmp_path: Path, o
 
 
 @pytest.mark.parametrize(
-    ("record", "message"),
-    [(None, "no Ray cluster takes us in at auto"), ("127.0.0.1:1", "nothing answers at 127.0.0.1:1")],
-    ids=["none", "killed"],
+    ("record", "variables", "message"),
+    [
+        (None, {}, "no Ray cluster takes us in at auto"),
+        ("127.0.0.1:1", {}, "nothing answers at 127.0.0.1:1"),
+        ("127.0.0.1:1", {"RAY_ADDRESS": "127.0.0.1:2"}, "nothing answers at 127.0.0.1:2"),
+    ],
+    ids=["none", "killed", "RAY_ADDRESS goes before"],
 )
 def test_no_cluster_to_be_found_is_one_line(
-    settings_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record: str | None, message: str
+    settings_file: Path, tmp_path: Path, record: str | None, variables: dict[str, str], message: str
 ) -> None:
     """A cluster that was killed leaves its address behind: Ray would try it for five minutes."""
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     if record is not None:
         (tmp_path / "ray").mkdir()
         (tmp_path / "ray" / "ray_current_cluster").write_text(record)
     log = tmp_path / "log"
-    started_run = started(sani_dist_run(settings_file, tmp_path / "run", "cluster.address=auto"), log)
+    started_run = started(
+        sani_dist_run(settings_file, tmp_path / "run", "cluster.address=auto"),
+        log,
+        RAY_TMPDIR=str(tmp_path),
+        **variables,
+    )
     printed = finished(started_run, log, code=2)
     assert printed.splitlines()[-1].startswith(f"error: cluster.address: {message}")
     assert "Traceback" not in printed
