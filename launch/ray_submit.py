@@ -56,12 +56,16 @@ def main(arguments: list[str] | None = None) -> int:
 def entrypoint(config: str, out: str, overrides: list[str]) -> str:
     """The job: begin the run, or go on with it when its folder is there."""
     settings, run = shlex.quote(config), shlex.quote(out)
-    sets = [f"--set {shlex.quote(override)}" for override in ["cluster.launcher=ray", *overrides]]
-    of_cluster = " ".join(part for part in sets if part.startswith(("--set cluster.", "--set 'cluster.")))
+    overrides = ["cluster.launcher=ray", *overrides]
+    of_cluster = [override for override in overrides if override.startswith("cluster.")]
     return (
-        f"if [ -e {run}/config.yaml ]; then exec sani-dist resume {run} {of_cluster}; fi; "
-        f"exec sani-dist run {settings} --out {run} {' '.join(sets)}"
+        f"if [ -e {run}/config.yaml ]; then exec sani-dist resume {run} {_sets(of_cluster)}; fi; "
+        f"exec sani-dist run {settings} --out {run} {_sets(overrides)}"
     )
+
+
+def _sets(overrides: list[str]) -> str:
+    return " ".join(f"--set {shlex.quote(override)}" for override in overrides)
 
 
 def follow(client: JobSubmissionClient, job: str) -> int:
