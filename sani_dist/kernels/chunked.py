@@ -34,16 +34,16 @@ def loss_and_gradients(
     """Losses and wanted gradients, a chunk of at most `max_bytes` of logits in fp32 at a time."""
     weight, bias, sums = projection.weight, projection.bias, rows.factors.dtype
     count = rows.index.numel()
-    chunk, most = _rows_of_chunk(weight, count, max_bytes)
+    most = _most_rows(weight, count, max_bytes)
     losses = torch.zeros_like(rows.factors)
     d_hidden = torch.zeros_like(hidden) if wants.hidden else None
     d_weight = d_bias = None
     if wants.weight:
         make = torch.empty_like if count else torch.zeros_like
-        d_weight = make(weight, dtype=weight.dtype if chunk == count else sums, memory_format=torch.contiguous_format)
+        d_weight = make(weight, dtype=weight.dtype if count <= most else sums, memory_format=torch.contiguous_format)
     if bias is not None and wants.bias:
         d_bias = torch.zeros_like(bias, dtype=sums)
-    for part, x, logits in _chunks(hidden, projection, rows.index, chunk, most):
+    for part, x, logits in _chunks(hidden, projection, rows.index, most):
         losses[part] = implementation.loss_of_rows(logits, rows.part(part), projection.softcap, terms, any(wants))
         gradient = logits
         if d_bias is not None:
@@ -76,10 +76,10 @@ def scores(
     implementation: Implementation,
 ) -> Scores:
     """Scores of the rows in `index`, a chunk at a time: memory beside the result does not grow with their number."""
-    chunk, most = _rows_of_chunk(projection.weight, index.numel(), max_bytes)
+    most = _most_rows(projection.weight, index.numel(), max_bytes)
     parts = [
         implementation.scores_of_rows(logits, targets[part], projection.softcap, top_k, moments)
-        for part, _, logits in _chunks(hidden, projection, index, chunk, most)
+        for part, _, logits in _chunks(hidden, projection, index, most)
     ]
     if not parts:
         empty = hidden.new_empty((0, projection.weight.shape[0]))
@@ -88,18 +88,23 @@ def scores(
     return Scores(*(None if made[0] is None else torch.cat(made) for made in columns))  # type: ignore[arg-type]
 
 
-def _rows_of_chunk(weight: torch.Tensor, count: int, max_bytes: int) -> tuple[int, int]:
-    """(rows of a chunk, rows of the buffer), at least 1. Chunks are of equal size, as a short one at the end would run slower; the buffer
-    is as large as it may be, so that whether its memory is given back does not depend on the batch (see `masked_ce`)."""
-    most = max(1, min(count, max_bytes // (weight.shape[0] * max(4, weight.element_size()))))
-    return max(1, math.ceil(count / max(1, math.ceil(count / most)))), most
+def _most_rows(weight: torch.Tensor, count: int, max_bytes: int) -> int:
+    """How many of `count` rows of logits fit into `max_bytes` at once, at least 1."""
+    return max(1, min(count, max_bytes // (weight.shape[0] * max(4, weight.element_size()))))
 
 
 def _chunks(
-    hidden: torch.Tensor, projection: Projection, index: torch.Tensor, chunk: int, most: int
+    hidden: torch.Tensor, projection: Projection, index: torch.Tensor, most: int
 ) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
-    """(which rows, their hidden states, their logits before soft-capping in a buffer that the next chunk reuses)."""
+    """(which rows, their hidden states, their logits before soft-capping in a buffer that the next chunk reuses).
+
+    Chunks are of equal size, since a short one at the end would run slower. The buffer has room for `most` rows all the same, so that
+    whether its memory is given back does not depend on the batch (see `masked_ce`).
+    """
     weight, count = projection.weight, index.numel()
+    if not count:
+        return
+    chunk = math.ceil(count / math.ceil(count / most))
     buffer = torch.empty((most, weight.shape[0]), dtype=weight.dtype, device=weight.device)
     for first in range(0, count, chunk):
         part = slice(first, min(first + chunk, count))
