@@ -119,16 +119,23 @@ def command_line(
 
     `model`, `repeats`: defaults. `cases`: what `--case` may be, if a rank measures one at a time.
     """
+    arguments = options(description, model=model, repeats=repeats, cases=cases).parse_args()
+    if arguments.result:
+        measure(arguments)
+    else:
+        compare(arguments.model, arguments.repeats)
+
+
+def options(
+    description: str | None, *, model: Path, repeats: int, cases: Sequence[str] = ()
+) -> argparse.ArgumentParser:
+    """The options of every benchmark; one may add its own."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--model", type=Path, default=model, help="where the checkpoint is or will be")
     parser.add_argument("--repeats", type=int, default=repeats)
     parser.add_argument("--case", choices=cases or None, help=argparse.SUPPRESS)
     parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.result:
-        measure(arguments)
-    else:
-        compare(arguments.model, arguments.repeats)
+    return parser
 
 
 def run_ranks(script: str, arguments: Iterable[str], ranks: int = 2) -> list[dict[str, Any]]:

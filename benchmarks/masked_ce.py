@@ -91,14 +91,10 @@ class Problem(NamedTuple):
 
 def main() -> None:
     """The command line: `compare`, or `measure` in a process that `compare` has started."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, help="where SmolLM2's states are or will be")
-    parser.add_argument("--repeats", type=int, default=9)
+    parser = harness.options(__doc__, model=DEFAULT_MODEL, repeats=9)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS) if CUDA else [REAL])
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--shares", nargs="+", type=int, choices=SHARES, default=list(SHARES), help="%% masked")
-    parser.add_argument("--case", type=json.loads, help=argparse.SUPPRESS)
-    parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.result:
         measure(arguments)
@@ -151,7 +147,7 @@ def cores() -> int:
 
 def measure(arguments: argparse.Namespace) -> None:
     """One process: the seconds of every way in turn, or the memory of one."""
-    case = arguments.case
+    case = json.loads(arguments.case)
     torch.set_num_threads(cores())
     made = problem(arguments.model, case["model"], DTYPES[case["dtype"]], case["share"])
     if "way" in case:
