@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from types import TracebackType
 from typing import Any
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from sani_dist.report.catalogue import POPULATIONS
 from sani_dist.run import Run
 
 NAMES = {
@@ -95,27 +97,33 @@ def _recall_cells(recall: dict[str, Any], kind: str) -> list[str]:
     return ["-", "-"] if entry is None else [str(entry["labelled"]), f"{entry['recall']:.3f}"]
 
 
-SPLITS = {"repair": "repaired documents", "heldout": "held-out documents", "general_test": "general text"}
-
-
 def audit_table(audits: dict[str, list[dict[str, Any]]], title: str = "Audit") -> Table:
-    """Measurements side by side; `audits`: column title -> measurements of an audit file. Control from the last column."""
+    """Extraction and perplexity side by side; `audits`: column title -> measurements of an audit file. Control from the last column.
+
+    The rest (exposure, membership, accuracy) needs the words that the report has for it.
+    """
     table = _table(title)
     table.add_column("measured", no_wrap=True)
     for name in (*audits, "never trained on"):
         table.add_column(name, justify="right", overflow="fold")
     whole = {name: [m for m in found if not m["group"]] for name, found in audits.items()}
     last = list(whole.values())[-1]
-    for heading, of_spans in (("spans given away by", True), ("perplexity of", False)):
-        entries = [m for m in last if m["population"] != "control" and (m["population"] == "sensitive") == of_spans]
+    for heading, metrics, of_spans in (
+        ("spans given away by", r"greedy|leak@\d+", True),
+        ("perplexity of", "perplexity", False),
+    ):
+        entries = [m for m in last if m["population"] != "control" and re.fullmatch(metrics, m["metric"])]
         if entries:
             table.add_row(heading, *[""] * (len(whole) + 1))
         for entry in entries:
             cells = [_cell(_find(found, entry["metric"], entry["population"])) for found in whole.values()]
             control = _cell(_find(last, entry["metric"], "control")) if of_spans else ""
-            label = _way(entry["metric"]) if of_spans else SPLITS.get(entry["population"], entry["population"])
+            label = _way(entry["metric"]) if of_spans else POPULATIONS[entry["population"]]
             table.add_row(f"  {label}", *cells, control)
-    table.caption = "Given the true text before a span; samples at temperature 1. [ ]: 95 % interval."
+    table.caption = (
+        "Given the true text before a span; samples at temperature 1. [ ]: 95 % interval.\n"
+        "Measured too: exposure, membership, accuracy; see the report or the JSON."
+    )
     return table
 
 

@@ -32,6 +32,11 @@ def audit(share: float, perplexity: float, control: float | None = 0.0123) -> li
         measurement("leak@100", "control", control, kind="RECORD_NUMBER"),
     ]
     found += [measurement("perplexity", split, perplexity) for split in ("repair", "heldout", "general_test")]
+    # What the report alone shows.
+    found += [
+        measurement("samples_to_leak", "sensitive", 7.4e21), measurement("exposure", "sensitive", 5.04),
+        measurement("mia_loss_auc", "repair", 0.9), measurement("next_token_accuracy", "general_test", 0.4),
+    ]  # fmt: skip
     return found
 
 
