@@ -310,7 +310,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "targeted": {
         "erase": {"layers": 8, "fraction": 0.05, "select": "attribution", "reset": "zero"},
-        "repair": {"objective": "unlikelihood", "epochs": 3, "retain": 0.5, "batch_rows": 6, "learning_rate": 2.5e-4},
+        "repair": {"objective": "unlikelihood", "epochs": 4, "retain": 0.5, "batch_rows": 6, "learning_rate": 2.5e-4},
     },
 }
 
