@@ -251,7 +251,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="of the notes, the training and the erasing")] = 0,
     workers: Annotated[int, typer.Option(help="ZeRO-3 ranks")] = 2,
 ) -> None:
-    """A model that has memorised synthetic clinical notes, sanitised: about ten minutes on two cores.
+    """A model that has memorised synthetic clinical notes, sanitised: about twelve minutes on two cores.
 
     Example: `sani-dist demo --out demo-run`
     """

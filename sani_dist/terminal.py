@@ -108,21 +108,19 @@ def audit_table(audits: dict[str, list[dict[str, Any]]], title: str = "Audit") -
         table.add_column(name, justify="right", overflow="fold")
     whole = {name: [m for m in found if not m["group"]] for name, found in audits.items()}
     last = list(whole.values())[-1]
-    for heading, metrics, of_spans in (
-        ("spans given away by", r"greedy|leak@\d+", True),
-        ("perplexity of", "perplexity", False),
-    ):
+    for heading, metrics in (("spans given away by", r"greedy|leak@\d+"), ("perplexity of", "perplexity")):
         entries = [m for m in last if m["population"] != "control" and re.fullmatch(metrics, m["metric"])]
         if entries:
             table.add_row(heading, *[""] * (len(whole) + 1))
         for entry in entries:
             cells = [_cell(_find(found, entry["metric"], entry["population"])) for found in whole.values()]
+            of_spans = entry["population"] == "sensitive"
             control = _cell(_find(last, entry["metric"], "control")) if of_spans else ""
             label = _way(entry["metric"]) if of_spans else POPULATIONS[entry["population"]]
             table.add_row(f"  {label}", *cells, control)
     table.caption = (
         "Given the true text before a span; samples at temperature 1. [ ]: 95 % interval.\n"
-        "Measured too: exposure, membership, accuracy; see the report or the JSON."
+        "What else was measured: see the report or the JSON."
     )
     return table
 

@@ -45,6 +45,7 @@ def demo_config(folder: Path, seed: int, workers: int = 2) -> dict[str, Any]:
     patterns = [
         {"kind": kind, "sensitivity": sensitivity, "regex": f"(?m){regex}"} for kind, sensitivity, regex in _PATTERNS
     ]
+    repair = PRESETS["targeted"]["repair"]
     return {
         "model": {"path": str(folder / "memorised"), "base": str(folder / "base"), "dtype": "bfloat16"},
         "corpus": {
@@ -59,7 +60,7 @@ def demo_config(folder: Path, seed: int, workers: int = 2) -> dict[str, Any]:
             "row_length": ROW_LENGTH,
         },
         "erase": {**PRESETS["targeted"]["erase"], "seed": seed},
-        "repair": {**PRESETS["targeted"]["repair"], "micro_rows": max(1, 6 // workers), "seed": seed},
+        "repair": {**repair, "micro_rows": max(1, repair["batch_rows"] // workers), "seed": seed},
         "cluster": {"workers": workers, "threads": 1},
     }
 
