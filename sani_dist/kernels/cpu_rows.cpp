@@ -133,14 +133,16 @@ const float* prepared(const T* row, int64_t V, float softcap, float* scratch) {
 template <typename T>
 float loss_of_row(
     T* row, const float* x, int64_t V, int64_t t, bool unlearn, double factor, float softcap, double z_loss, double smoothing,
-    bool gradient) {
+    double floor, bool gradient) {
     const Row r(x, V, t);
     const double lse = r.logsumexp(), p = sigmoid(r.odds), q = sigmoid(-r.odds);
     double loss, scale, slope, even = 0;  // gradient: scale * exp(x - m) - even, and slope for the target
     if (unlearn) {
-        loss = softplus(r.odds);
-        scale = -p / r.total;
-        slope = p;
+        // Less what it is at the floor, so that it has no step there; below, the target is left alone.
+        const bool low = p < floor;
+        loss = low ? 0 : softplus(r.odds) + std::log1p(-floor);
+        scale = low ? 0 : -p / r.total;
+        slope = low ? 0 : p;
     } else {
         loss = softplus(-r.odds);
         scale = q / r.total;
@@ -253,11 +255,11 @@ void for_rows(T* logits, int64_t stride, int64_t rows, int64_t V, float softcap,
 #define EXPORT(T, name)                                                                                                          \
     extern "C" void loss_of_rows_##name(                                                                                         \
         T* logits, int64_t stride, int64_t rows, int64_t V, const int64_t* targets, const uint8_t* roles, const float* factors,  \
-        float* losses, float softcap, float z_loss, float smoothing, bool gradient) {                                            \
+        float* losses, float softcap, float z_loss, float smoothing, float floor, bool gradient) {                               \
         for_rows(logits, stride, rows, V, softcap, [=](int64_t i, const float* x) {                                              \
             const bool unlearn = roles && roles[i] == UNLEARN;                                                                   \
             losses[i] = loss_of_row(                                                                                             \
-                logits + i * stride, x, V, targets[i], unlearn, factors[i], softcap, z_loss, smoothing, gradient);               \
+                logits + i * stride, x, V, targets[i], unlearn, factors[i], softcap, z_loss, smoothing, floor, gradient);        \
         });                                                                                                                      \
     }                                                                                                                            \
     extern "C" void scores_of_rows_##name(                                                                                       \

@@ -40,7 +40,7 @@ def loss_of_rows(
     roles = None if rows.roles is None else rows.roles.contiguous()
     _function("loss_of_rows", logits.dtype)(
         *_matrix(logits), _pointer(targets), _pointer(roles), _pointer(factors), _pointer(losses), ctypes.c_float(softcap or 0),
-        ctypes.c_float(terms.z_loss), ctypes.c_float(terms.label_smoothing), ctypes.c_bool(wants_gradient),
+        ctypes.c_float(terms.z_loss), ctypes.c_float(terms.label_smoothing), ctypes.c_float(terms.floor), ctypes.c_bool(wants_gradient),
     )  # fmt: skip
     return losses
 

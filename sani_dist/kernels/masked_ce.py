@@ -36,6 +36,7 @@ def masked_cross_entropy(
     softcap: float | None = None,
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
+    floor: float = 0.0,
     reduction: Literal["sum", "none"] = "sum",
     impl: Name = "auto",
     max_bytes: int | None = None,
@@ -54,6 +55,8 @@ def masked_cross_entropy(
         softcap: logits become c * tanh(logits / c).
         z_loss: factor of log-sum-exp squared, added for each row.
         label_smoothing: share of the target spread evenly over the vocabulary; unlikelihood rows take no part.
+        floor: probability below which a target is no longer pushed down: unlikelihood becomes max(0, log(1 - floor) - log(1 - p)), which
+            has the same slope above the floor and none below.
         reduction: "sum" gives a scalar divided by `normalizer`, "none" gives [R], undivided; its backward runs the chunks again.
         impl: "auto" takes "triton" on GPUs and "cpu" on CPUs; "reference" is plain torch, on any device, float64 too.
         max_bytes: bound of one chunk of logits in fp32, in bytes (in 16 bits it takes half of that); None: what is fast on this device.
@@ -69,12 +72,14 @@ def masked_cross_entropy(
     projection = Projection(vocab_weight, bias, softcap)
     _check(hidden, projection, targets, rows)
     _check_rows(rows, roles, row_weights)
+    if not 0 <= floor < 1:
+        raise ValueError(f"floor must lie in [0, 1), not {floor}")
     sums = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     factors = torch.ones(rows.shape, dtype=sums, device=hidden.device) if row_weights is None else row_weights.to(sums)
     if reduction == "sum":
         factors = factors / normalizer
     problem = Rows(rows, targets, roles, factors)
-    terms = Terms(z_loss, label_smoothing)
+    terms = Terms(z_loss, label_smoothing, floor)
     settings = (problem, terms, softcap, reduction, _choose(impl, hidden), max_bytes or _default_max_bytes(hidden))
     loss: torch.Tensor = _MaskedCrossEntropy.apply(hidden, vocab_weight, bias, settings)  # type: ignore[no-untyped-call]
     return loss

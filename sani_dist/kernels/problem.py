@@ -38,10 +38,12 @@ class Rows:
 
 @dataclass(frozen=True)
 class Terms:
-    """Further terms of the loss: factor of log-sum-exp squared; share of the target spread evenly over the vocabulary."""
+    """Further terms of the loss: factor of log-sum-exp squared; share of the target spread evenly over the vocabulary; probability under
+    which unlikelihood leaves a target alone."""
 
     z_loss: float
     label_smoothing: float
+    floor: float = 0.0
 
 
 class Wants(NamedTuple):

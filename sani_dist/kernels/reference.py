@@ -3,6 +3,8 @@ compared with."""
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from sani_dist.kernels.problem import UNLEARN, Rows, Scores, Terms
@@ -13,7 +15,7 @@ def loss_of_rows(
 ) -> torch.Tensor:
     """Losses [n] times their factors; the gradient with respect to the logits before soft-capping overwrites `logits`.
 
-    Unlikelihood is -log(1 - p) (Welleck et al., arXiv 1908.04319).
+    Unlikelihood is -log(1 - p) (Welleck et al., arXiv 1908.04319), less its value at the floor, and 0 below that.
     """
     vocabulary, smoothing, factor = logits.shape[1], terms.label_smoothing, rows.factors
     values = _capped(logits, softcap, rows.factors.dtype)
@@ -35,10 +37,10 @@ def loss_of_rows(
         loss = (1 - smoothing) * loss + smoothing * (total.log() - mean)
         smooth += smoothing
     if rows.roles is not None:
-        unlearn = rows.roles == UNLEARN
-        loss = torch.where(unlearn, total.log() - others.log(), loss)
-        slope = torch.where(unlearn, p, slope)
-        scale = torch.where(unlearn, -p / others, scale)
+        unlearn, low = rows.roles == UNLEARN, p < terms.floor
+        loss = torch.where(unlearn, (total.log() - others.log() + math.log1p(-terms.floor)).masked_fill(low, 0), loss)
+        slope = torch.where(unlearn, p.masked_fill(low, 0), slope)
+        scale = torch.where(unlearn, (-p / others).masked_fill(low, 0), scale)
         smooth = torch.where(unlearn, torch.zeros_like(smooth), smooth)
     loss = (loss + terms.z_loss * lse**2) * factor
     if not wants_gradient:

@@ -22,6 +22,7 @@ target outside the vocabulary gives NaN.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -78,7 +79,7 @@ def loss_of_rows(
         _loss_kernel[(count,)](
             logits, logits.stride(0), vocabulary, rows.targets.contiguous(),
             None if rows.roles is None else rows.roles.contiguous(), rows.factors.contiguous(), losses,
-            softcap or 1.0, terms.z_loss, terms.label_smoothing,
+            softcap or 1.0, terms.z_loss, terms.label_smoothing, terms.floor, math.log1p(-terms.floor),
             CAPPED=softcap is not None, ROLES=rows.roles is not None, SMOOTHED=terms.label_smoothing > 0,
             GRADIENT=wants_gradient, LANES=lanes, WIDTH=width, num_warps=warps, num_stages=stages,
         )  # fmt: skip
@@ -133,7 +134,7 @@ def _check(logits: torch.Tensor) -> None:
 
 @triton.jit
 def _loss_kernel(
-    logits, stride, vocabulary, targets, roles, factors, losses, softcap, z_loss, smoothing,
+    logits, stride, vocabulary, targets, roles, factors, losses, softcap, z_loss, smoothing, floor, log_rest_at_floor,
     CAPPED: tl.constexpr, ROLES: tl.constexpr, SMOOTHED: tl.constexpr, GRADIENT: tl.constexpr,
     LANES: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
@@ -177,9 +178,10 @@ def _loss_kernel(
         slope += smoothing - even
     if ROLES:
         unlearn = tl.load(roles + i) == _UNLEARN
-        loss = tl.where(unlearn, _softplus(odds), loss)
-        scale = tl.where(unlearn, -p / total, scale)
-        slope = tl.where(unlearn, p, slope)
+        low = p < floor
+        loss = tl.where(unlearn, tl.where(low, 0.0, _softplus(odds) + log_rest_at_floor), loss)
+        scale = tl.where(unlearn, tl.where(low, 0.0, -p / total), scale)
+        slope = tl.where(unlearn, tl.where(low, 0.0, p), slope)
         even = tl.where(unlearn, 0.0, even)
     tl.store(losses + i, (loss + z_loss * lse * lse) * factor)
 

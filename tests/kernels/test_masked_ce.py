@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from sani_dist.kernels import masked_cross_entropy, token_scores
 
 OPTIONS: list[dict[str, Any]] = [
-    {}, {"softcap": 3.0}, {"z_loss": 0.1}, {"label_smoothing": 0.2}, {"roles": True}, {"row_weights": True}, {"bias": True},
+    {}, {"softcap": 3.0}, {"z_loss": 0.1}, {"label_smoothing": 0.2}, {"roles": True}, {"roles": True, "floor": 0.1}, {"row_weights": True}, {"bias": True},
     {"softcap": 3.0, "z_loss": 0.05, "label_smoothing": 0.1, "roles": True, "row_weights": True, "bias": True},
 ]  # fmt: skip
 
@@ -71,6 +71,7 @@ def test_gradients_are_the_derivatives(options: dict[str, Any], reduction: str) 
 def definition(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, rows: torch.Tensor, *, roles: Any = None,
     row_weights: Any = None, bias: Any = None, softcap: float | None = None, z_loss: float = 0.0, label_smoothing: float = 0.0,
+    floor: float = 0.0,
 ) -> torch.Tensor:  # fmt: skip
     """[R], by torch's own functions in float64. Smoothing is for what is learnt, not for what is unlearnt."""
     logits = F.linear(hidden[rows], weight, bias)
@@ -78,7 +79,7 @@ def definition(
     loss = F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
     if roles is not None:
         p = logits.softmax(dim=1).gather(1, targets[:, None])[:, 0]
-        loss = torch.where(roles == 2, -torch.log(1 - p), loss)
+        loss = torch.where(roles == 2, torch.log((1 - floor) / (1 - p)).clamp(min=0), loss)
     loss = loss + z_loss * logits.logsumexp(dim=1) ** 2
     return loss if row_weights is None else loss * row_weights
 

@@ -53,13 +53,15 @@ def capped(logits: torch.Tensor, softcap: float | None) -> torch.Tensor:
 
 
 def definition(logits: torch.Tensor, rows: Rows, softcap: float | None, terms: Terms) -> torch.Tensor:
-    """Losses [n] by torch's functions, in the dtype of the logits. 1 - p is the share of the tokens that are not the target."""
+    """Losses [n] by torch's functions, in the dtype of the logits. 1 - p is the share of the tokens that are not the target; of what is
+    unlearnt, only what is above the floor counts."""
     values = capped(logits, softcap)
     lse = values.logsumexp(dim=1)
     loss = F.cross_entropy(values, rows.targets, reduction="none", label_smoothing=terms.label_smoothing)
     if rows.roles is not None:
         others = values.masked_fill(F.one_hot(rows.targets, logits.shape[1]).bool(), -torch.inf)
-        loss = torch.where(rows.roles == UNLEARN, lse - others.logsumexp(dim=1), loss)
+        unlikelihood = F.relu(lse - others.logsumexp(dim=1) + math.log1p(-terms.floor))
+        loss = torch.where(rows.roles == UNLEARN, unlikelihood if terms.floor else lse - others.logsumexp(dim=1), loss)
     return (loss + terms.z_loss * lse**2) * rows.factors.to(logits.dtype)
 
 
@@ -120,7 +122,9 @@ def problems(draw: Any) -> tuple[torch.Tensor, Rows, float | None, Terms]:
     rows = Rows(
         torch.arange(count), targets, roles if draw(st.booleans()) else None, torch.rand(count, generator=generator)
     )
-    terms = Terms(draw(st.sampled_from([0.0, 1e-4, 0.1])), draw(st.sampled_from([0.0, 0.1])))
+    # No probability of equal logits is at one of the floors, where rounding would decide.
+    floor = draw(st.sampled_from([0.0, 0.0123, 0.4]))
+    terms = Terms(draw(st.sampled_from([0.0, 1e-4, 0.1])), draw(st.sampled_from([0.0, 0.1])), floor)
     return logits, rows, draw(st.sampled_from([None, 2.0, 30.0])), terms
 
 
@@ -160,6 +164,26 @@ def test_digits_stay_however_sure_the_model_is(odds: float) -> None:
     expected = torch.stack([q / 5, -p / 5]).repeat(6, 1).t().clone()
     expected[:, 4] = torch.stack([-q, p])
     torch.testing.assert_close(logits.double(), expected, rtol=1e-5, atol=smallest)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_below_the_floor_a_target_is_left_alone(dtype: torch.dtype) -> None:
+    """Loss and slope are exact zeros there, and go on without a step above; what is learnt knows no floor."""
+    logits = torch.zeros(4, 6, dtype=dtype)
+    logits[:, 4] = torch.tensor([-3.0, 0.0, 0.0, 3.0], dtype=dtype)  # p = .01, 1/6, 1/6, .8
+    roles = torch.tensor([UNLEARN, UNLEARN, LEARN, UNLEARN], dtype=torch.uint8)
+    rows = Rows(torch.arange(4), torch.full((4,), 4), roles, torch.ones(4))
+    free, held = logits.clone(), logits.clone()
+    without = implementation.loss_of_rows(free, rows, None, Terms(0.0, 0.0), True)
+    losses = implementation.loss_of_rows(held, rows, None, Terms(0.0, 0.0, 0.2), True)
+    assert losses[:2].tolist() == [0.0, 0.0]
+    assert not held[:2].any()
+    assert losses[2] == without[2]
+    assert losses[3].item() == pytest.approx(without[3].item() + math.log(0.8), rel=1e-6)
+    assert torch.equal(held[2:], free[2:])
+    below, above = (Terms(0.0, 0.0, (1 + shift) / 6) for shift in (1e-5, -1e-5))
+    ends = [implementation.loss_of_rows(logits.clone(), rows, None, terms, False)[1].item() for terms in (below, above)]
+    assert ends == [0.0, pytest.approx(2e-6, rel=0.1)]
 
 
 def compare_scores(logits: torch.Tensor, targets: torch.Tensor, softcap: float | None, top_k: int = 3) -> None:

@@ -28,7 +28,7 @@ SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 
 LOSS_TYPES = {
     "stride": "i32", "vocabulary": "i32", "targets": "*i64", "roles": "*u8", "factors": "*fp32", "losses": "*fp32", "softcap": "fp32",
-    "z_loss": "fp32", "smoothing": "fp32",
+    "z_loss": "fp32", "smoothing": "fp32", "floor": "fp32", "log_rest_at_floor": "fp32",
 }  # fmt: skip
 SCORES_TYPES = {
     "stride": "i32", "vocabulary": "i32", "targets": "*i64", "logprobs": "*fp32", "largests": "*fp32", "log_largests": "*fp32",
