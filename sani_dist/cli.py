@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from sani_dist.config import PRESETS, Config, cluster_changes, load_config
+from sani_dist.config import PRESETS, Config, Objectives, cluster_changes, load_config
 from sani_dist.errors import InputError, SaniError
 
 app = typer.Typer(
@@ -312,14 +312,21 @@ def _describe(settings: Config) -> None:
     console.print(
         f"erase    {found['neurons_reset']:,} MLP neurons of the last {erase.layers} layers, {erase.select}, reset: {erase.reset}"
     )
+    learnt = _objectives(repair.objectives)
     console.print(
-        f"repair   {repair.epochs:g} epochs, {repair.batch_rows} rows a step, {repair.retain:.0%} general text, {repair.objective}"
+        f"repair   {repair.epochs:g} epochs, {repair.batch_rows} rows a step, {repair.retain:.0%} general text, {learnt}"
     )
     console.print(
         f"cluster  {workers} workers, about {found['training_bytes'] / workers / 1e9:.1f} GB each for weights, gradients and optimizer"
     )
     console.print(f"disk     up to {found['disk_bytes'] / 1e9:.1f} GB for checkpoints and the model")
     console.print("the settings are good; without --dry-run the run would start")
+
+
+def _objectives(chosen: Objectives) -> str:
+    """Those that are on."""
+    named = [name for name, value in chosen if value and name != "floor"]
+    return ", ".join(named) or "sensitive tokens left out"
 
 
 def main() -> None:

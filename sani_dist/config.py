@@ -6,6 +6,7 @@ not repeated, since a term list or a target value may be sensitive.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -167,14 +168,42 @@ class EraseSettings(Settings):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
 
+class Objectives(Settings):
+    """What repair learns beside the ordinary tokens, in any combination. None of them: sensitive tokens are only left out of the loss."""
+
+    unlikelihood: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="weight of -log(1 - p) on sensitive tokens, which pushes them down; 0: none"
+    )
+    floor: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="probability under which unlikelihood leaves a token alone: what guessing alone would reach"
+    )
+    surrogate: str | None = Field(
+        None,
+        description="locale of faker, such as en_US: each epoch, fresh identities of the same kind and format take the place of the "
+        "true ones and are learnt; with unlikelihood, such epochs and those on the true text take turns",
+    )
+    plain: bool = Field(
+        False, description="ordinary fine-tuning on every token (how the demo makes a model that has memorised)"
+    )
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Objectives:
+        if self.plain and (self.unlikelihood or self.surrogate is not None):
+            raise ValueError("`plain` learns the true values: it goes with no other objective")
+        if self.floor and not self.unlikelihood:
+            raise ValueError("`floor` is that of `unlikelihood`, which is 0")
+        if self.surrogate is not None:
+            from faker.config import AVAILABLE_LOCALES
+
+            if self.surrogate not in AVAILABLE_LOCALES:
+                raise ValueError("`surrogate` is no locale that faker knows; expected one such as en_US or de_DE")
+        return self
+
+
 class RepairSettings(Settings):
     """Fine-tuning with sensitive tokens left out of the loss."""
 
-    objective: Literal["mask", "unlikelihood", "plain"] = Field(
-        "mask",
-        description="mask: sensitive tokens are left out of the loss; unlikelihood: they are also pushed down by -log(1 - p); "
-        "plain: ordinary fine-tuning on every token (how the demo makes a model that has memorised)",
-    )
+    objectives: Objectives = Objectives()
     epochs: Annotated[float, Field(ge=0)] = Field(2, description="passes over the text; 0 repairs nothing")
     retain: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="share of rows of general text in each batch")
     batch_rows: Annotated[int, Field(ge=1)] = Field(8, description="rows of a step over all workers")
@@ -189,6 +218,15 @@ class RepairSettings(Settings):
     clip: Annotated[float, Field(gt=0)] = Field(1.0, description="largest norm of the gradient")
     checkpoint_every: Annotated[int, Field(ge=1)] = Field(100, description="steps between checkpoints")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+    @property
+    def text_of_epochs(self) -> tuple[int, ...]:
+        """For each epoch the number of its text in `tokens/`: 0 is the true one, the others have surrogates."""
+        count = math.ceil(self.epochs)
+        if self.objectives.surrogate is None:
+            return (0,) * count
+        # Only the true text has tokens to push down: it comes first, and every other epoch.
+        return tuple(0 if self.objectives.unlikelihood and e % 2 == 0 else e + 1 for e in range(count))
 
 
 class AuditSettings(Settings):
@@ -310,7 +348,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "targeted": {
         "erase": {"layers": 8, "fraction": 0.05, "select": "attribution", "reset": "zero"},
-        "repair": {"objective": "unlikelihood", "epochs": 4, "retain": 0.5, "batch_rows": 6, "learning_rate": 2.5e-4},
+        "repair": {
+            "objectives": {"unlikelihood": 1.0},
+            "epochs": 4,
+            "retain": 0.5,
+            "batch_rows": 6,
+            "learning_rate": 2.5e-4,
+        },
     },
 }
 

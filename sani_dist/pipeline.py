@@ -109,7 +109,7 @@ def prepare(run: Run, metrics: Metrics) -> None:
     def report(done: int, total: int | None) -> None:
         metrics.progress("prepare", done, total or done + 1, "documents")
 
-    prepare_corpus(run.config.corpus, tokenizer_of(run.config), run.folder, run.key, report)
+    prepare_corpus(run.config.corpus, tokenizer_of(run.config), run.folder, run.key, report, run.config.repair)
     outputs = [p for folder in ("corpus", "tokens") for p in sorted(run.path(folder).rglob("*")) if p.is_file()]
     run.mark_done("prepare", [source, *outputs])
 
@@ -215,12 +215,13 @@ class _Worker:
             self.run.mark_done(stage, outputs)
         distributed.barrier()
 
-    def _rows(self, split: str) -> PackedRows | None:
-        path = self.run.path("tokens", "epoch-000", f"{split}.arrow")
+    def _rows(self, split: str, text: int = 0) -> PackedRows | None:
+        """`text`: 0 is the true one, others have surrogates."""
+        path = self.run.path("tokens", f"epoch-{text:03d}", f"{split}.arrow")
         return PackedRows(path) if path.exists() else None
 
-    def _needed_rows(self, split: str) -> PackedRows:
-        rows = self._rows(split)
+    def _needed_rows(self, split: str, text: int = 0) -> PackedRows:
+        rows = self._rows(split, text)
         if rows is None:
             raise InputError(f"the run has no {split} text")
         return rows
@@ -313,15 +314,16 @@ class _Worker:
         state = load_newest(folder, self.engine, inputs) or State(0, inputs)
         if not pending:
             return True
-        rows, retain = self._needed_rows("repair"), self._rows("general_train")
+        retain = self._rows("general_train")
+        texts = [self._needed_rows("repair", text) for text in settings.text_of_epochs]
         state = train(
-            self.engine, rows, retain, settings, state,
+            self.engine, texts, retain, settings, state,
             stop=lambda _: self.stopping,
             save=lambda reached: save(folder, self.engine, reached),
             report=self._report_step,
         )  # fmt: skip
         # Not `self.stopping`: a signal reaches the ranks at different moments, and the state is the same on all.
-        if state.step < Schedule(settings, rows, retain).steps:
+        if state.step < Schedule(settings, texts, retain).steps:
             return False
         self._done("repair", [folder / f"step-{state.step:06d}" / "state.json"])
         return True

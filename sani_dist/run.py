@@ -175,7 +175,10 @@ class Run:
             "prepare": ["corpus"], "audit-before": ["audit"], "erase": ["erase"], "repair": ["repair"], "report": ["verify"],
         }  # fmt: skip
         names = ["model", *(s for stage_ in STAGES[: STAGES.index(stage) + 1] for s in sections.get(stage_, []))]
-        return {name: mapping[name] for name in names}
+        read = {name: mapping[name] for name in names}
+        if any(self.config.repair.text_of_epochs):  # `prepare` writes the text with surrogates
+            read["repair"] = mapping["repair"]
+        return read
 
 
 def code_sha256() -> str:

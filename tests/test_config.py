@@ -57,6 +57,10 @@ def settings_file(tmp_path: Path) -> Path:
         ("repair.clip", float("nan"), "repair.clip: Input should be a finite number"),
         ("repair.checkpoint_every", 0, "repair.checkpoint_every: "),
         ("repair.schedule", "step", "repair.schedule: "),
+        ("repair.objectives.floor", 0.1, "repair.objectives: `floor` is that of `unlikelihood`, which is 0"),
+        ("repair.objectives", {"plain": True, "unlikelihood": 1}, "repair.objectives: `plain` learns the true values"),
+        ("repair.objectives.surrogate", SECRET, "repair.objectives: `surrogate` is no locale that faker knows"),
+        ("repair.objective", "mask", "repair.objective: unknown key; known here: objectives, epochs"),
         ("cluster.workers", 0, "cluster.workers: "),
         ("cluster.launcher", SECRET, "cluster.launcher: "),
         ("audit.samples", [0], "audit.samples.0: "),
@@ -155,12 +159,23 @@ def test_the_file_may_name_its_preset(settings_file: Path) -> None:
     assert (erase.layers, erase.fraction, erase.select, erase.reset) == (1, 0.5, "random", "init")
 
 
+@pytest.mark.parametrize(
+    ("objectives", "texts"),
+    [({}, (0, 0, 0)), ({"surrogate": "en_US"}, (1, 2, 3)), ({"surrogate": "de_DE", "unlikelihood": 0.5}, (0, 2, 0))],
+)
+def test_the_text_of_each_epoch(objectives: dict[str, Any], texts: tuple[int, ...]) -> None:
+    """Numbers of folders in `tokens/`: only the true text has tokens to push down, only the others surrogates to learn."""
+    chosen = config_from_mapping(changed("repair", {"epochs": 2.5, "objectives": objectives}))
+    assert chosen.repair.text_of_epochs == texts
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_is_valid(settings_file: Path, preset: str) -> None:
     config = load_config(settings_file, ["corpus.general=general.jsonl"], preset)
     for section, settings in PRESETS[preset].items():
         for key, value in settings.items():
-            assert getattr(getattr(config, section), key) == value
+            found = getattr(getattr(config, section), key)
+            assert found == (type(found).model_validate(value) if isinstance(value, dict) else value)
 
 
 @pytest.mark.parametrize("override", ["erase.fraction", "=3", "erase.=3", ".a=3", ""])

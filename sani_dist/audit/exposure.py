@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from sani_dist.audit.formats import alternatives, is_structured
 from sani_dist.audit.measurement import Measurement, bootstrap_by_document
+from sani_dist.corpus.formats import alternatives, is_structured
 
 
 @dataclass(frozen=True)

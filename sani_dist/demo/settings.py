@@ -77,7 +77,7 @@ def memorise_config(folder: Path, seed: int, workers: int = 2) -> dict[str, Any]
         "corpus": {**corpus, "detect": [{"name": "annotations"}], "row_length": ROW_LENGTH},
         "erase": {"layers": 0},
         "repair": {
-            "objective": "plain",
+            "objectives": {"plain": True},
             "epochs": 9,
             # Without general text among the notes, the model would forget its English long before it knows them by heart.
             "retain": 0.25,

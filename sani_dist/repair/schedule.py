@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -14,27 +15,30 @@ from sani_dist.corpus.rows import PackedRows
 class Schedule:
     """Which rows each step takes, and at which learning rate."""
 
-    def __init__(self, settings: RepairSettings, rows: PackedRows, retain: PackedRows | None) -> None:
-        """`rows`: the repair text; `retain`: general text, mixed in at the share `settings.retain`."""
+    def __init__(self, settings: RepairSettings, texts: Sequence[PackedRows], retain: PackedRows | None) -> None:
+        """`texts`: the repair text of each epoch; `retain`: general text, mixed in at the share `settings.retain`."""
         self.settings = settings
-        self.rows = len(rows)
+        sizes = [len(rows) for rows in texts]
+        # A last epoch may be a part of one.
+        self.taken = sum(sizes[:-1]) + math.ceil((settings.epochs - len(sizes) + 1) * sizes[-1]) if sizes else 0
+        self._sizes = sizes
         self.retain = len(retain) if retain is not None and settings.retain > 0 else 0
         # At least one row is of the repair text: both together are never more than the ranks take in a step.
         self.retain_rows = (
             min(round(settings.batch_rows * settings.retain), settings.batch_rows - 1) if self.retain else 0
         )
         self.own_rows = settings.batch_rows - self.retain_rows
-        self.steps = math.ceil(settings.epochs * self.rows / self.own_rows)
+        self.steps = math.ceil(self.taken / self.own_rows)
 
-    def batch(self, step: int) -> tuple[list[int], list[int]]:
-        """Rows of the repair text and of the retained text in the global batch of `step`. The last batch may be short."""
+    def batch(self, step: int) -> tuple[list[tuple[int, int]], list[int]]:
+        """(epoch, row) of the repair text and rows of the retained text in the global batch of `step`. The last batch may be short."""
         first = step * self.own_rows
-        last = min(first + self.own_rows, math.ceil(self.settings.epochs * self.rows))
-        own = list(_shuffled(self.settings.seed, 0, self.rows, first, last))
-        retained = list(
-            _shuffled(self.settings.seed, 1, self.retain, step * self.retain_rows, (step + 1) * self.retain_rows)
+        seed, last = self.settings.seed, min(first + self.own_rows, self.taken)
+        own = list(_shuffled(seed, 0, self._sizes, first, last))
+        general = _shuffled(
+            seed, 1, itertools.repeat(self.retain), step * self.retain_rows, (step + 1) * self.retain_rows
         )
-        return own, retained
+        return own, [row for _, row in general]
 
     def learning_rate(self, step: int) -> float:
         warmup = round(self.settings.warmup * self.steps)
@@ -47,11 +51,14 @@ class Schedule:
         return self.settings.learning_rate * factor
 
 
-def _shuffled(seed: int, stream: int, count: int, first: int, last: int) -> Iterator[int]:
-    """Positions [first, last) of an endless sequence that passes over `count` rows, in another order each epoch."""
-    epoch, order = -1, np.empty(0, dtype=np.int64)
-    for position in range(first, last):
-        if position // count != epoch:
-            epoch = position // count
-            order = np.random.Generator(np.random.Philox(key=[seed, (epoch << 1) | stream])).permutation(count)
-        yield int(order[position % count])
+def _shuffled(seed: int, stream: int, sizes: Iterable[int], first: int, last: int) -> Iterator[tuple[int, int]]:
+    """Positions [first, last) of a sequence of (epoch, row) that passes over the rows of each epoch, in another order each time."""
+    start = 0
+    for epoch, size in enumerate(sizes):
+        if start >= last:
+            return
+        if first < start + size:
+            order = np.random.Generator(np.random.Philox(key=[seed, (epoch << 1) | stream])).permutation(size)
+            for row in order[max(0, first - start) : last - start]:
+                yield epoch, int(row)
+        start += size

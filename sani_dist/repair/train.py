@@ -1,6 +1,6 @@
 """The training loop of repair.
 
-    loss = (sum over learnable tokens of -log p  [+ sum over sensitive tokens of -log(1 - p)])
+    loss = (sum over learnable tokens of -log p  [+ weight x sum over sensitive tokens of -log(1 - p), down to a floor])
            / number of learnable tokens in the global batch
 
 the bracket only for the objective `unlikelihood` (Welleck et al., arXiv 1908.04319); whatever the split over ranks and
@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from typing import Any
 
 import torch
 from deepspeed.utils import safe_get_local_fp32_param
 
-from sani_dist.config import RepairSettings
+from sani_dist.config import Objectives, RepairSettings
 from sani_dist.corpus.rows import LEARN, SENSITIVE, Batch, PackedRows, empty_batch, targets
 from sani_dist.engine import distributed
 from sani_dist.engine.checkpoint import State
@@ -45,7 +46,7 @@ class Progress:
 
 def train(
     engine: Engine,
-    rows: PackedRows,
+    texts: Sequence[PackedRows],
     retain: PackedRows | None,
     settings: RepairSettings,
     state: State,
@@ -58,7 +59,8 @@ def train(
 
     Args:
         engine: wrapped by `for_training`.
-        rows: the repair text. Empty global batches cannot occur; a rank without rows gets an empty micro-batch and still joins.
+        texts: the repair text of each epoch. Empty global batches cannot occur; a rank without rows gets an empty micro-batch and still
+            joins.
         retain: general text, or None.
         stop: asked on every rank after every step; if it is true on any, all stop after a checkpoint.
         save: writes a checkpoint, called every `checkpoint_every` steps, at the end and on stop.
@@ -66,23 +68,20 @@ def train(
     Raises:
         RunError: loss, gradient or a weight is not finite. On all ranks, and before a checkpoint: the last one is whole and good.
     """
-    schedule = Schedule(settings, rows, retain)
+    schedule, objectives = Schedule(settings, texts, retain), settings.objectives
+    roles = (LEARN, SENSITIVE) if objectives.plain or objectives.unlikelihood else (LEARN,)
     saved = state.step
     while state.step < schedule.steps:
         started = time.perf_counter()
-        batches, learnable = _deal(engine, schedule, state.step, rows, retain, settings)
+        batches, learnable = _deal(engine, schedule, state.step, texts, retain, settings)
         rate = schedule.learning_rate(state.step)
         for group in engine.ds.optimizer.param_groups:
             group["lr"] = rate
         loss = torch.zeros((), dtype=torch.float64)
         for batch in batches:
-            index, target, role, _ = targets(
-                batch, roles=(LEARN,) if settings.objective == "mask" else (LEARN, SENSITIVE)
-            )
-            # The kernel reads role 2 as "push down"; without roles every target is learnt.
-            role_or_none = role if settings.objective == "unlikelihood" else None
+            index, target, role, _ = targets(batch, roles=roles)
             normalizer = max(1, learnable) / (distributed.world_size() * engine.accumulation)
-            compute = partial(_loss, index, target, role_or_none, normalizer)
+            compute = partial(_loss, index, target, role, objectives, normalizer)
             scaled = engine.ds(batch.input_ids.to(engine.device), batch.position.to(engine.device), compute)
             loss += scaled.detach().double().cpu() / (distributed.world_size() * engine.accumulation)
             engine.ds.backward(scaled)
@@ -115,38 +114,39 @@ def train(
 
 
 def _deal(
-    engine: Engine, schedule: Schedule, step: int, rows: PackedRows, retain: PackedRows | None, settings: RepairSettings
+    engine: Engine, schedule: Schedule, step: int, texts: Sequence[PackedRows], retain: PackedRows | None, settings: RepairSettings
 ) -> tuple[list[Batch], int]:  # fmt: skip
     """This rank's micro-batches of a step, and the number of learnt tokens in the global batch, from row metadata alone."""
     own, retained = schedule.batch(step)
-    roles = (LEARN, SENSITIVE) if settings.objective == "plain" else (LEARN,)
-    learnable = _count(rows, own, roles) + (0 if retain is None else _count(retain, retained, roles))
-    chosen = [(rows, i) for i in own] + [(retain, i) for i in retained if retain is not None]
+    chosen = [(texts[epoch], i) for epoch, i in own] + [(retain, i) for i in retained if retain is not None]
+    learnable = sum(
+        int(rows.learnable[i] + (rows.sensitive[i] if settings.objectives.plain else 0)) for rows, i in chosen
+    )
     batches = []
     ranks, rank, size = distributed.world_size(), distributed.rank(), settings.micro_rows
     for number in range(engine.accumulation):
         first = (number * ranks + rank) * size
         mine = chosen[first : first + size]
-        parts = [source.batch([i]) for source, i in mine if source is not None]
+        parts = [rows.batch([i]) for rows, i in mine]
         if len(parts) < size:
-            parts.append(empty_batch(size - len(parts), rows.row_length))
+            parts.append(empty_batch(size - len(parts), texts[0].row_length))
         batches.append(_stacked(parts))
     return batches, learnable
-
-
-def _count(rows: PackedRows, chosen: list[int], roles: tuple[int, ...]) -> int:
-    return sum(int((rows.learnable if role == LEARN else rows.sensitive)[chosen].sum()) for role in roles)
 
 
 def _stacked(parts: list[Batch]) -> Batch:
     return Batch(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Batch)))
 
 
-def _loss(index: torch.Tensor, target: torch.Tensor, role: torch.Tensor | None, normalizer: float, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:  # fmt: skip # noqa: E501
+def _loss(index: torch.Tensor, target: torch.Tensor, role: torch.Tensor, objectives: Objectives, normalizer: float, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:  # fmt: skip # noqa: E501
     device = hidden.device
-    roles = None if role is None else role.to(device)
+    pushed: dict[str, Any] = {}
+    if objectives.unlikelihood:  # the kernel reads role 2 as "push down"; without roles every target is learnt
+        pushed = {"roles": role.to(device), "floor": objectives.floor}
+        if objectives.unlikelihood != 1:
+            pushed["row_weights"] = torch.where(role == SENSITIVE, objectives.unlikelihood, 1.0).to(device)
     return masked_cross_entropy(
-        hidden, weight, target.to(device), index.to(device), roles=roles, normalizer=normalizer, bias=bias
+        hidden, weight, target.to(device), index.to(device), normalizer=normalizer, bias=bias, **pushed
     )
 
 

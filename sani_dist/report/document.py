@@ -108,7 +108,7 @@ def _training(run: Run) -> dict[str, Any] | None:
     parts = [ordered[i : i + size] for i in range(0, len(ordered), size)]
     curve = [{"step": part[-1]["done"], **{k: _mean(part, k) for k in ("loss", "learning_rate")}} for part in parts]
     return {
-        "objective": run.config.repair.objective,
+        "objectives": run.config.repair.objectives.model_dump(mode="json"),
         "steps": ordered[-1]["done"],
         "of": ordered[-1]["total"],
         "curve": curve,

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from sani_dist.audit.measurement import Measurement
 from sani_dist.report import catalogue, plots
 from sani_dist.report.evidence import find
-from sani_dist.report.words import NOT_THERE, number, percent, signed_percent, span
+from sani_dist.report.words import NOT_THERE, listed, number, percent, signed_percent, span
 
 ROLES = ("before", "after", "control")
 
@@ -135,6 +135,21 @@ class _Report:
             plots.curve(steps, [point[key] for point in training["curve"]], key.replace("_", "-"), ("step", label))
             for key, label in (("loss", "loss per learnable token"), ("learning_rate", "learning rate"))
         ]
+
+    def objectives(self) -> str:
+        """What repair learnt, in a sentence."""
+        chosen = self.document["training"]["objectives"]
+        if chosen["plain"]:
+            return "All tokens counted, sensitive ones too."
+        said = ["left out of the loss"]
+        if chosen["unlikelihood"]:
+            floor = f" down to a probability of {percent(chosen['floor'])}" if chosen["floor"] else ""
+            said.append(f"pushed down by unlikelihood{floor}")
+        if chosen["surrogate"] is not None:
+            said.append(
+                "in every other epoch replaced by surrogates" if chosen["unlikelihood"] else "replaced by surrogates"
+            )
+        return f"Sensitive tokens were {listed(said)}."
 
     def layers(self) -> Markup | None:
         erase = self.document["erase"]

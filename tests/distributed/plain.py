@@ -43,7 +43,8 @@ def logprobs(model: PreTrainedModel, rows: PackedRows) -> np.ndarray:
 def mean_loss(model: PreTrainedModel, chosen: list[tuple[PackedRows, int]], objective: str) -> torch.Tensor:
     """The loss of a global batch: its sum over the targets of these rows, divided by the number of those that are learnt.
 
-    mask: -log p of the learnable tokens; plain: of the sensitive ones too; unlikelihood: and -log(1 - p) of the sensitive ones.
+    mask: -log p of the learnable tokens; plain: of the sensitive ones too; unlikelihood: and -log(1 - p) of the sensitive ones; floor: half
+    of that, less its value at p = .003, where p is greater.
     """
     losses, learnt = [], 0
     for rows, row in chosen:
@@ -57,6 +58,9 @@ def mean_loss(model: PreTrainedModel, chosen: list[tuple[PackedRows, int]], obje
                 learnt += int(sensitive.sum())
             if objective == "unlikelihood":
                 losses.append(-torch.log(1 - logp[sensitive].exp()))
+            if objective == "floor":
+                p = logp[sensitive].exp()
+                losses.append(0.5 * torch.log(0.997 / (1 - p[p > 0.003])))
     return torch.cat(losses).sum() / learnt
 
 

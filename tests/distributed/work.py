@@ -68,7 +68,7 @@ def _carry(
         assert torch.equal(master, erased[name].float()), f"the master of {name} does not start from the erased values"
     if distributed.world_size() == 2:
         reached = train(
-            engine, rows["repair"], rows["general_train"], repair, State(0, INPUTS),
+            engine, [rows["repair"]] * len(repair.text_of_epochs), rows["general_train"], repair, State(0, INPUTS),
             stop=lambda state: state.step == 1,
             save=lambda state: save(resume, engine, state),
         )  # fmt: skip
@@ -112,7 +112,7 @@ def first_step_gradient(
     rows = {name: PackedRows(Path(tokens) / f"{name}.arrow") for name in ("repair", "general_train")}
     reports = []
     train(
-        engine, rows["repair"], rows["general_train"], settings, State(0, INPUTS),
+        engine, [rows["repair"]] * len(settings.text_of_epochs), rows["general_train"], settings, State(0, INPUTS),
         stop=lambda state: state.step == 1,
         save=lambda state: save(folder / "checkpoints", engine, state),
         report=reports.append,
@@ -129,7 +129,8 @@ def gradient_that_is_not_finite(
     engine = Engine(load_sharded(Path(model), config, torch.bfloat16), config)
     engine.for_training(settings)
     rows = {name: PackedRows(Path(tokens) / f"{name}.arrow") for name in ("repair", "general_train")}
-    last = Schedule(settings, rows["repair"], rows["general_train"]).steps - 1
+    texts = [rows["repair"]] * len(settings.text_of_epochs)
+    last = Schedule(settings, texts, rows["general_train"]).steps - 1
     module = importlib.import_module("sani_dist.repair.train")  # the package's `train` is the function
     reached, loss_of = [0], module._loss
 
@@ -141,7 +142,7 @@ def gradient_that_is_not_finite(
     raised = None
     try:
         train(
-            engine, rows["repair"], rows["general_train"], settings, State(0, INPUTS),
+            engine, texts, rows["general_train"], settings, State(0, INPUTS),
             stop=lambda state: bool(reached.append(state.step)),
             save=lambda state: save(folder / "checkpoints", engine, state),
         )  # fmt: skip

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from sani_dist.kernels import masked_cross_entropy, token_scores
 
 OPTIONS: list[dict[str, Any]] = [
-    {}, {"softcap": 3.0}, {"z_loss": 0.1}, {"label_smoothing": 0.2}, {"roles": True}, {"roles": True, "floor": 0.1}, {"row_weights": True}, {"bias": True},
+    {}, {"softcap": 3.0}, {"z_loss": 0.1}, {"label_smoothing": 0.2}, {"roles": True}, {"row_weights": True}, {"bias": True},
+    {"roles": True, "floor": 0.1},
     {"softcap": 3.0, "z_loss": 0.05, "label_smoothing": 0.1, "roles": True, "row_weights": True, "bias": True},
 ]  # fmt: skip
 

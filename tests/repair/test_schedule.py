@@ -15,20 +15,19 @@ from sani_dist.corpus.rows import PackedRows
 from sani_dist.repair.schedule import Schedule
 
 
-def schedule(rows: int, general: int | None = None, **changes: Any) -> Schedule:
-    """`Schedule` reads nothing of the rows but their number."""
-    return Schedule(
-        RepairSettings.model_validate(changes),
-        cast(PackedRows, range(rows)),
-        None if general is None else cast(PackedRows, range(general)),
-    )
+def schedule(rows: int | list[int], general: int | None = None, **changes: Any) -> Schedule:
+    """`rows`: of every epoch, or of each. `Schedule` reads nothing of the rows but their number."""
+    made = RepairSettings.model_validate(changes)
+    sizes = rows if isinstance(rows, list) else [rows] * math.ceil(made.epochs)
+    texts = [cast(PackedRows, range(size)) for size in sizes]
+    return Schedule(made, texts, None if general is None else cast(PackedRows, range(general)))
 
 
 def taken(made: Schedule, first: int = 0) -> tuple[list[int], list[int]]:
     own, retained = [], []
     for step in range(first, made.steps):
         mine, general = made.batch(step)
-        own += mine
+        own += [row for _, row in mine]
         retained += general
     return own, retained
 
@@ -52,6 +51,22 @@ def test_a_part_of_an_epoch(rows: int, epochs: float, batch_rows: int) -> None:
     own, _ = taken(schedule(rows, epochs=epochs, batch_rows=batch_rows))
     assert len(own) == math.ceil(epochs * rows)
     assert max(Counter(own).values()) - min(Counter(own).get(row, 0) for row in range(rows)) <= 1
+
+
+@given(
+    sizes=st.lists(st.integers(1, 20), min_size=1, max_size=4), part=st.floats(0.05, 1), batch_rows=st.integers(1, 17)
+)
+@settings(max_examples=100, deadline=None)
+def test_epochs_of_different_texts(sizes: list[int], part: float, batch_rows: int) -> None:
+    """Each epoch takes the rows of its own text, however many they are, and a batch may lie in two or more."""
+    made = schedule(sizes, epochs=len(sizes) - 1 + part, batch_rows=batch_rows)
+    own = [place for step in range(made.steps) for place in made.batch(step)[0]]
+    for epoch, size in enumerate(sizes[:-1]):
+        assert sorted(row for e, row in own if e == epoch) == list(range(size))
+    last = [row for e, row in own if e == len(sizes) - 1]
+    assert len(set(last)) == len(last) == pytest.approx(part * sizes[-1], abs=1)
+    assert [e for e, _ in own] == sorted(e for e, _ in own)
+    assert all(len(made.batch(step)[0]) == batch_rows for step in range(made.steps - 1))
 
 
 def test_epochs_have_different_orders() -> None:

@@ -8,7 +8,7 @@ from datetime import datetime
 
 import pytest
 
-from sani_dist.audit.formats import CANARY, DAYS, alternatives, is_structured
+from sani_dist.corpus.formats import CANARY, DAYS, alternatives, is_structured
 
 
 @pytest.mark.parametrize(
