@@ -46,6 +46,7 @@ from sani_dist.metrics import Metrics
 from sani_dist.repair import Progress, train
 from sani_dist.repair.schedule import Schedule
 from sani_dist.report import write_report
+from sani_dist.report.redact import redacted
 from sani_dist.run import STAGES, Run, build
 from sani_dist.tracking import Curves
 
@@ -249,7 +250,7 @@ class _Worker:
                 "schema": AUDIT_SCHEMA,
                 "model_sha256": self.source["model_sha256"] if when == "before" else None,
                 "corpus_sha256": file_sha256(self.run.path("corpus", "spans.parquet")),
-                "settings": self.config.audit.model_dump(mode="json"),
+                "settings": redacted(self.config.audit.model_dump(mode="json")),
                 "measurements": [asdict(m) for m in found.measurements],
             }
             build(path, lambda temporary: _write_json(temporary, document))

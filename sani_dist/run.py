@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from sani_dist.config import Config, config_from_mapping, config_to_mapping
+from sani_dist.config import Config, GenerationSettings, config_from_mapping, config_to_mapping
 from sani_dist.errors import InputError
 from sani_dist.files import file_sha256, fsync
 
@@ -200,11 +200,15 @@ def build(path: Path, write: Callable[[Path], None]) -> Path:
 
 
 def _without_values(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings without the terms, values and subjects that stand in them."""
-    for part in [*settings["corpus"]["detect"], settings["corpus"]["target"] or {}]:
-        for name in ("values", "subjects"):
+    """The settings without the terms, values, subjects and prompts of the user's that stand in them."""
+    parts = [*settings["corpus"]["detect"], settings["corpus"]["target"] or {}]
+    generation = settings["audit"]["generation"]
+    if tuple(generation["prompts"]) != GenerationSettings().prompts:
+        parts.append(generation)
+    for part in parts:
+        for name in ("values", "subjects", "prompts"):
             if isinstance(part.get(name), list) and part[name]:
-                part[name] = [PURGED]
+                part[name] = [PURGED] * len(part[name])  # their number is no secret, and the report tells it
     return settings
 
 

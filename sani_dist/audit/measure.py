@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from sani_dist.audit.candidates import CandidateRows, Question, branching
 from sani_dist.audit.exposure import Ranked, candidates, choose, exposure, rank_of_first
 from sani_dist.audit.extraction import extraction, score_spans
+from sani_dist.audit.generation import Generation
 from sani_dist.audit.losses import document_losses
 from sani_dist.audit.measurement import Measurement
 from sani_dist.audit.membership import NO_TEXTS, membership, score_texts, zlib_size
@@ -50,12 +51,17 @@ def audit(
     """Score the rows of each split and what `settings.metrics` asks beside them, and measure.
 
     `rows`: of the splits there are, of repair, control, heldout and general_test. `reference`: scores of repair and control by a
-    reference model, or {}. `report`: called with rows done and their number.
+    reference model, or {}. `report`: called with rows and prompts done, and their number.
     """
     wanted = set(settings.metrics)
     spans = corpus.spans()
     questions = _Questions(corpus, tokenizer, spans, rows, settings)
-    total = sum(map(len, rows.values())) + len(questions.rows)
+    texts = (
+        Generation(spans, rows, corpus, tokenizer, settings.generation, settings.seed)
+        if "generation" in wanted
+        else None
+    )
+    total = sum(map(len, rows.values())) + len(questions.rows) + (texts.prompts if texts is not None else 0)
     done, scores = 0, {}
     for split, of_split in rows.items():
         moments = "membership" in wanted and split in SPLITS.values()
@@ -64,11 +70,14 @@ def audit(
         done += len(of_split)
     step = partial(_report_from, report, done, total)
     answers = score(engine, questions.rows, settings.micro_rows, step, attention=branching)
+    done += len(questions.rows)
 
     measured: list[Measurement] = []
     if "extraction" in wanted:
         sensitive, control = (_scored(scores, spans, split) for split in SPLITS.values())
         measured += extraction(sensitive, control, settings.samples)
+    if texts is not None:
+        measured += texts.measure(engine, scores, partial(_report_from, report, done, total))
     if "exposure" in wanted:
         measured += questions.exposure(answers)
     if "membership" in wanted:

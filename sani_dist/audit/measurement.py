@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import beta
+from scipy.stats import beta, norm
 
 CONFIDENCE = 0.95
 RESAMPLES = 1000
@@ -35,6 +36,20 @@ def clopper_pearson(hits: int, count: int) -> tuple[float, float]:
     low = 0.0 if hits == 0 else float(beta.ppf(tail, hits, count - hits + 1))
     high = 1.0 if hits == count else float(beta.ppf(1 - tail, hits + 1, count - hits))
     return low, high
+
+
+def difference(first: tuple[int, int], second: tuple[int, int]) -> tuple[float, float, float]:
+    """First proportion less the second, each (hits, count), and its 95 % interval (Newcombe, Stat. Med. 17, 1998, method 10)."""
+    p, q = first[0] / first[1], second[0] / second[1]
+    (p_low, p_high), (q_low, q_high) = _wilson(*first), _wilson(*second)
+    return p - q, p - q - math.hypot(p - p_low, q_high - q), p - q + math.hypot(p_high - p, q - q_low)
+
+
+def _wilson(hits: int, count: int) -> tuple[float, float]:
+    """Score interval of a proportion (Wilson, 1927)."""
+    z = float(norm.ppf((1 + CONFIDENCE) / 2))
+    middle, half = 2 * hits + z * z, z * math.sqrt(z * z + 4 * hits * (1 - hits / count))
+    return max(0.0, (middle - half) / (2 * (count + z * z))), min(1.0, (middle + half) / (2 * (count + z * z)))
 
 
 def bootstrap_by_document(values: np.ndarray, weights: np.ndarray, documents: np.ndarray) -> tuple[float, float]:

@@ -31,7 +31,7 @@ def start(threads: int | None) -> None:
     import deepspeed  # slow to import
     from deepspeed.accelerator import get_accelerator
 
-    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // _ranks_of_this_host(os.environ)))
+    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // ranks_of_this_host()))
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():
         get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))
@@ -61,11 +61,12 @@ def check_launcher(environment: Mapping[str, str]) -> None:
     if not all(value.isascii() and value.isdigit() for value in given.values()):
         raise InputError(f"the launcher set {told}: expected numbers")
     rank, world_size, local_rank = (int(given[name]) for name in names)
-    if not rank < world_size or not local_rank < _ranks_of_this_host(environment) <= world_size:
+    if not rank < world_size or not local_rank < ranks_of_this_host(environment) <= world_size:
         raise InputError(f"the launcher set {told}: these do not fit together; start all ranks with one launcher")
 
 
-def _ranks_of_this_host(environment: Mapping[str, str]) -> int:
+def ranks_of_this_host(environment: Mapping[str, str] = os.environ) -> int:
+    """How many ranks share the cores and the memory of this host, as the launcher says; 1 without a launcher."""
     # torchrun and accelerate set the first, the deepspeed launcher the second.
     given = (environment.get(name, "") for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "WORLD_SIZE"))
     return int(next((value for value in given if value.isdigit() and int(value)), 1))

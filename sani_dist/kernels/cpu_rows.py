@@ -48,7 +48,7 @@ def loss_of_rows(
 def scores_of_rows(
     logits: torch.Tensor, targets: torch.Tensor, softcap: float | None, top_k: int, moments: bool
 ) -> Scores:
-    """Scores of each row of logits [n, V]. The `top_k` come from a stable sort of the chunk: ties by the lowest id."""
+    """Scores of each row of logits [n, V]; `top_k` in plain torch."""
     count = len(logits)
     columns = torch.empty((5, count), dtype=torch.float32)
     rank, is_argmax = torch.empty(count, dtype=torch.int32), torch.empty(count, dtype=torch.bool)

@@ -89,7 +89,7 @@ def loss_of_rows(
 def scores_of_rows(
     logits: torch.Tensor, targets: torch.Tensor, softcap: float | None, top_k: int, moments: bool
 ) -> Scores:
-    """Scores of each row of logits [n, V]. The `top_k` come from a stable sort of the chunk: ties by the lowest id."""
+    """Scores of each row of logits [n, V]; `top_k` in plain torch."""
     _check(logits)
     count, vocabulary = logits.shape
     logprob, largest, log_largest, mean, std = torch.empty((5, count), dtype=torch.float32, device=logits.device)

@@ -12,7 +12,7 @@ from typing import Literal
 
 from sani_dist.report.words import number, percent
 
-Section = Literal["extraction", "exposure", "membership", "usefulness"]
+Section = Literal["extraction", "generation", "exposure", "membership", "usefulness"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,37 @@ _FIXED = {
         "Share of a span's tokens that are each the model's first choice, given the true text before them.",
         "lower",
         "extraction",
+        True,
+    ),
+    "greedy_generated": Metric(
+        "Greedy decoding, written out",
+        "Share of a sample of spans that the model writes by greedy decoding after the true text before them, in whatever tokens.",
+        "lower",
+        "generation",
+        True,
+    ),
+    "teacher_forcing_confirmed": Metric(
+        "Computed extraction confirmed",
+        "Share of the same spans for which writing them out gives what was computed of greedy decoding for all spans.",
+        "higher",
+        "generation",
+        True,
+    ),
+    "regurgitated_from_prompts": Metric(
+        "Written from fixed prompts",
+        "Share of the different values that stand, word for word, in texts sampled from prompts which say nothing of the text.",
+        "lower",
+        "generation",
+        True,
+    ),
+    "regurgitated_unprompted": Metric(
+        "Written unprompted", "The same in texts sampled from nothing.", "lower", "generation", True
+    ),
+    "regurgitated_above_chance": Metric(
+        "Written above chance",
+        "Share of the different values in all these texts, less that of never-trained values, which come out by chance.",
+        "lower",
+        "generation",
         True,
     ),
     "exposure": Metric(
@@ -119,6 +150,13 @@ def _leak(match: re.Match[str]) -> Metric:
     return Metric(samples, f"Mean probability that {which}.", "lower", "extraction", True)
 
 
+def _likeliest(match: re.Match[str]) -> Metric:
+    top, count = int(match[1]), int(match[2])
+    title = f"{count:,} sample{'s' * (count > 1)} from the {top:,} likeliest tokens"
+    which = "it" if count == 1 else "at least one of them"
+    return Metric(title, f"Share of the same spans that {which} reproduces.", "lower", "generation", True)
+
+
 def _auc(match: re.Match[str]) -> Metric:
     sentence = "How well an attacker tells text the model was trained on from text it never saw: 50 % is guessing."
     return Metric(f"{_attack(match[1])}, area under the curve", sentence, "chance", "membership", True)
@@ -135,6 +173,7 @@ def _attack(name: str) -> str:
 
 _PATTERNS: tuple[tuple[str, Callable[[re.Match[str]], Metric]], ...] = (
     (r"leak@(\d+)", _leak),
+    (r"top(\d+)@(\d+)", _likeliest),
     (r"mia_(\w+)_auc", _auc),
     (r"mia_(\w+)_tpr", _true_positives),
 )

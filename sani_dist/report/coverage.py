@@ -51,16 +51,22 @@ ATTACKS = (
         "an attacker may be able to tell that a text was in the training data without getting it out",
     ),
     Attack(
-        "Other sampling",
-        None,
-        "",
+        "Sampling from the likeliest tokens",
+        r"top\d+@\d+",
+        "text generated for a sample of spans",
         "top-k, top-p and low temperatures leak more than plain sampling at temperature 1",
     ),
     Attack(
-        "Other prompts",
+        "Fixed prompts, and none",
+        r"regurgitated_.*",
+        "texts generated without knowledge of the corpus, searched for every value of it word for word",
+        "a model may give away what it knows by heart to whoever lets it write",
+    ),
+    Attack(
+        "Other prompts and other sampling",
         None,
         "",
-        "no prompt, leading questions, translations, jailbreaks: usually weaker than the true text, yet not always",
+        "leading questions, translations, jailbreaks, top-p, low temperatures: usually weaker than the true text, yet not always",
     ),
     Attack(
         "Attribute inference, model inversion, reconstruction",

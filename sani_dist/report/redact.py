@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import Any
 
-# Values and subjects are sensitive themselves; a regular expression may spell a value out, an environment a password.
-HIDDEN = ("values", "subjects", "regex", "runtime_env")
+# Values and subjects are sensitive themselves; a regular expression or a prompt may spell a value out, an environment a password.
+HIDDEN = ("values", "subjects", "regex", "prompts", "runtime_env")
 
 
 def redacted(settings: Any, name: str = "") -> Any:

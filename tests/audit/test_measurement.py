@@ -1,4 +1,4 @@
-"""The two intervals, against known values and by coverage."""
+"""The intervals, against known values and by coverage."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest
 
-from sani_dist.audit.measurement import bootstrap_by_document, clopper_pearson
+from sani_dist.audit.measurement import bootstrap_by_document, clopper_pearson, difference
 
 
 @given(count=st.integers(1, 400), share=st.floats(0, 1))
@@ -25,6 +25,19 @@ def test_clopper_pearson_known_values() -> None:
     low, high = clopper_pearson(4, 20)
     assert binom.sf(3, 20, low) == pytest.approx(0.025)
     assert binom.cdf(4, 20, high) == pytest.approx(0.025)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "low", "high"),
+    [((56, 70), (48, 80), 0.0524, 0.3339), ((9, 10), (3, 10), 0.1705, 0.8090), ((10, 10), (0, 20), 0.6791, 1.0)],
+)
+def test_difference_is_that_of_the_published_examples(
+    first: tuple[int, int], second: tuple[int, int], low: float, high: float
+) -> None:
+    """Newcombe, Stat. Med. 17, 873-890 (1998), table II, method 10."""
+    value, *interval = difference(first, second)
+    assert value == pytest.approx(first[0] / first[1] - second[0] / second[1])
+    assert interval == pytest.approx([low, high], abs=5e-5)
 
 
 def test_bootstrap_holds_the_truth_in_about_95_of_100() -> None:

@@ -23,6 +23,12 @@ COUNTED = (
     "exposure",
     "next_token_accuracy",
     "continuation_accuracy",
+    "greedy_generated",
+    "top40@4",
+    "teacher_forcing_confirmed",
+    "regurgitated_from_prompts",
+    "regurgitated_unprompted",
+    "regurgitated_above_chance",
 )
 
 
@@ -63,6 +69,9 @@ def test_all_world_sizes_measure_the_same(audits: dict[int, list[dict[str, Any]]
     alone = audits[1]
     families = {m["metric"].split("@")[0].split("_")[0] for m in alone if m["value"] is not None}
     assert families >= {
+        "top40",
+        "teacher",
+        "regurgitated",
         "greedy",
         "leak",
         "samples",

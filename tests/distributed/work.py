@@ -13,6 +13,7 @@ import torch
 from deepspeed.utils import safe_get_local_fp32_param
 from safetensors.torch import load_file
 
+from sani_dist.audit.sampling import Decoding, Prompt, generate
 from sani_dist.audit.scores import score
 from sani_dist.config import EraseSettings, RepairSettings
 from sani_dist.corpus.rows import PackedRows
@@ -97,6 +98,21 @@ def _assert_loaded(engine: Engine, source: Path, dtype: torch.dtype) -> None:
         assert torch.equal(live.values, whole[shard.start : shard.stop]), shard
         seen += 1
     assert seen == len(stored)
+
+
+def generated(folder: Path, *, model: str, ds_config: str, prompts: list[list[int]], new_tokens: list[int]) -> None:
+    """Greedy and sampled texts in fp32, with the weights sharded and with all of them kept: `{way}.npz`, prompt number -> tokens."""
+    config = read_ds_config(Path(ds_config), torch.float32)
+    engine = Engine(load_sharded(Path(model), config, torch.float32), config)
+    engine.for_inference()
+    asked = [Prompt(np.array(ids), count) for ids, count in zip(prompts, new_tokens, strict=True)]
+    for whole in (False, True):
+        for name, decoding in (("greedy", Decoding()), ("sampled", Decoding(60, 5, 0.7, seed=3))):
+            found = generate(engine, asked, decoding, rows=120, whole=whole)
+            arrays = {str(i): lines for i, lines in enumerate(found)}
+            _write(folder / f"{name}-{'whole' if whole else 'sharded'}.npz", partial(np.savez, **arrays))
+    partitioned = [p.ds_status.name for p in engine.module.parameters()]
+    assert set(partitioned) == {"NOT_AVAILABLE"}, "weights stayed gathered"
 
 
 def first_step_gradient(
