@@ -8,13 +8,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import audit
 import erase
 import harness
 import load
 import masked_ce
 from bars import bars
 
-BENCHMARKS = {"load": load, "erase": erase, masked_ce.CPU_RESULTS: masked_ce}
+BENCHMARKS = {"load": load, "erase": erase, masked_ce.CPU_RESULTS: masked_ce, "audit": audit}
 PAGE = Path(__file__).parent / "README.md"
 INTRODUCTION = """# Benchmarks
 

@@ -296,6 +296,16 @@ class VerifySettings(Settings):
     max_general_loss: Rise | None = Field(None, description="relative rise of perplexity on general text")
 
 
+class TrackingSettings(Settings):
+    """Who gets the curves of training and the figures of the audits, while the run goes."""
+
+    to: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = Field(
+        ("tensorboard",),
+        description="tensorboard: files in the run folder's logs/; mlflow, wandb: as their own variables say",
+    )
+    project: str = Field("sani_dist", description="experiment of MLflow, project of Weights & Biases")
+
+
 class ClusterSettings(Settings):
     """Who starts the ranks, and on what."""
 
@@ -351,6 +361,7 @@ class Config(Settings):
     repair: RepairSettings = RepairSettings()
     audit: AuditSettings = AuditSettings()
     verify: VerifySettings = VerifySettings()
+    tracking: TrackingSettings = TrackingSettings()
     cluster: ClusterSettings = ClusterSettings()
 
     @model_validator(mode="after")

@@ -48,7 +48,7 @@ from sani_dist.repair.schedule import Schedule
 from sani_dist.report import write_report
 from sani_dist.report.redact import redacted
 from sani_dist.run import STAGES, Run, build
-from sani_dist.tracking import Curves
+from sani_dist.tracking import Curves, check_installed
 
 AUDIT_SCHEMA = 1
 
@@ -61,6 +61,7 @@ def check(config: Config) -> dict[str, Any]:
 
     Raises InputError with one line. Returns the counts that describe the run.
     """
+    check_installed(config.tracking)
     dtype = torch_dtype(config)
     read_ds_config(config.cluster.ds_config, dtype)
     model = build_empty(read_model_config(config.model.path), dtype)
@@ -144,7 +145,10 @@ def work(run: Run) -> bool:
     distributed.start(run.config.cluster.threads)
     try:
         worker = _Worker(run)
-        finished = worker.work()
+        try:
+            finished = worker.work()
+        finally:
+            worker.curves.close()
         if finished and worker.first and run.pending() == ["report"]:
             write_report(run)
         return finished
@@ -159,7 +163,7 @@ class _Worker:
         self.run, self.config = run, run.config
         self.first = distributed.rank() == 0
         self.metrics = Metrics(run.path("metrics.jsonl"), self.first)
-        self.curves = Curves(run.path("logs"), self.first)
+        self.curves = Curves(run.path("logs"), self.config.tracking, self.first)
         self.checkpoint = Checkpoint(run.config.model.path)
         self.source = json.loads(run.path("source.json").read_text())
         self.stopping = False
