@@ -249,6 +249,16 @@ class GenerationSettings(Settings):
     rows: Annotated[int, Field(ge=1)] = Field(32, description="texts that one worker writes at once")
 
 
+class HarnessSettings(Settings):
+    """Tasks of the LM Evaluation Harness that an audit also runs; needs the extra `harness`."""
+
+    tasks: tuple[str, ...] = Field(
+        (), description="names of tasks, for example hellaswag; `lm-eval ls tasks` lists them"
+    )
+    include: Path | None = Field(None, description="folder with further tasks (YAML)")
+    limit: Annotated[int, Field(ge=1)] | None = Field(None, description="questions of each task; default: all")
+
+
 class AuditSettings(Settings):
     """What is measured before and after. Perplexity always is."""
 
@@ -269,6 +279,7 @@ class AuditSettings(Settings):
         32, description="questions for the true next sentence, in held-out and in general text"
     )
     generation: GenerationSettings = GenerationSettings()
+    harness: HarnessSettings = HarnessSettings()
     reference: Path | None = Field(
         None, description="model of the same tokenizer that never saw the text: membership is also judged against it"
     )

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from sani_dist.audit.harness import check_tasks
 from sani_dist.audit.measure import audit, reference_scores
 from sani_dist.audit.scores import TokenScores
 from sani_dist.audit.spans import Corpus
@@ -62,6 +63,7 @@ def check(config: Config) -> dict[str, Any]:
     Raises InputError with one line. Returns the counts that describe the run.
     """
     check_installed(config.tracking)
+    check_tasks(config.audit.harness)
     dtype = torch_dtype(config)
     read_ds_config(config.cluster.ds_config, dtype)
     model = build_empty(read_model_config(config.model.path), dtype)
@@ -210,10 +212,7 @@ class _Worker:
 
     def _agreed_pending(self) -> list[str]:
         """Rank 0's view: files may appear on other hosts later."""
-        pending = [self.run.pending() if self.first else []]
-        if distributed.world_size() > 1:
-            torch.distributed.broadcast_object_list(pending, src=0)
-        return pending[0]
+        return distributed.from_rank_0(self.run.pending() if self.first else [])
 
     def _done(self, stage: str, outputs: list[Path]) -> None:
         if self.first:

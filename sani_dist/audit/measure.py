@@ -15,6 +15,7 @@ from sani_dist.audit.candidates import CandidateRows, Question, branching
 from sani_dist.audit.exposure import Ranked, candidates, choose, exposure, rank_of_first
 from sani_dist.audit.extraction import extraction, score_spans
 from sani_dist.audit.generation import Generation
+from sani_dist.audit.harness import harness
 from sani_dist.audit.losses import document_losses
 from sani_dist.audit.measurement import Measurement
 from sani_dist.audit.membership import NO_TEXTS, membership, score_texts, zlib_size
@@ -88,6 +89,8 @@ def audit(
     if "utility" in wanted:
         measured += [next_token_accuracy(split, scores[split], rows[split]) for split in UNSEEN if split in rows]
         measured += questions.accuracy(answers)
+    if settings.harness.tasks:
+        measured += harness(engine, tokenizer, settings, max(of_split.row_length for of_split in rows.values()))
     return Audit(measured, document_losses(scores, rows))
 
 

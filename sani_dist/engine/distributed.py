@@ -1,4 +1,4 @@
-"""The process group of a run: set-up, and the three collectives that stages need beside DeepSpeed's own."""
+"""The process group of a run: set-up, and the collectives that stages need beside DeepSpeed's own."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Mapping
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from sani_dist.errors import InputError, RunError
 
 TIMEOUT = timedelta(minutes=30)
+T = TypeVar("T")
 
 
 def start(threads: int | None) -> None:
@@ -103,6 +105,14 @@ def gather_in_rank_order(values: torch.Tensor) -> torch.Tensor:
     parts = [torch.empty_like(values) for _ in range(world_size())]
     dist.all_gather(parts, values.contiguous())
     return torch.stack(parts)
+
+
+def from_rank_0(value: T) -> T:
+    """What rank 0 gave; the values of the others are not looked at. For small Python objects."""
+    shared = [value]
+    if world_size() > 1:
+        dist.broadcast_object_list(shared, src=0)
+    return shared[0]
 
 
 def stop() -> None:

@@ -171,11 +171,17 @@ def _attack(name: str) -> str:
     return f"Membership by {_MEMBERSHIP.get(name, name.replace('_', ' '))}"
 
 
+def _task(match: re.Match[str]) -> Metric:
+    title = f"{match[1].replace('_', ' ')}, {match[2].replace('_', ' ')}"
+    return Metric(title, "As the LM Evaluation Harness defines it.", "higher", "usefulness", False)
+
+
 _PATTERNS: tuple[tuple[str, Callable[[re.Match[str]], Metric]], ...] = (
     (r"leak@(\d+)", _leak),
     (r"top(\d+)@(\d+)", _likeliest),
     (r"mia_(\w+)_auc", _auc),
     (r"mia_(\w+)_tpr", _true_positives),
+    (r"harness:(.+):(.+)", _task),
 )
 
 # Columns of the tables.
@@ -186,6 +192,7 @@ POPULATIONS = {
     "repair": "repaired documents",
     "heldout": "held-out documents",
     "general_test": "general text",
+    "harness": "LM Evaluation Harness",
 }
 # Keys of `Measurement.group`: title of a table of groups, head of its first column.
 GROUPS = {

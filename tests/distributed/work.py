@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from deepspeed.utils import safe_get_local_fp32_param
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
+from sani_dist.audit.harness import harness
 from sani_dist.audit.sampling import Decoding, Prompt, generate
 from sani_dist.audit.scores import score
-from sani_dist.config import EraseSettings, RepairSettings
+from sani_dist.config import AuditSettings, EraseSettings, RepairSettings
 from sani_dist.corpus.rows import PackedRows
 from sani_dist.engine import distributed
 from sani_dist.engine.checkpoint import State, load_newest, save
@@ -113,6 +115,17 @@ def generated(folder: Path, *, model: str, ds_config: str, prompts: list[list[in
             _write(folder / f"{name}-{'whole' if whole else 'sharded'}.npz", partial(np.savez, **arrays))
     partitioned = [p.ds_status.name for p in engine.module.parameters()]
     assert set(partitioned) == {"NOT_AVAILABLE"}, "weights stayed gathered"
+
+
+def asked_by_harness(folder: Path, *, model: str, ds_config: str, tasks: list[str], include: str) -> None:
+    """What the tasks measure of a model in fp32: harness.json, [[metric, value, n]]."""
+    config = read_ds_config(Path(ds_config), torch.float32)
+    engine = Engine(load_sharded(Path(model), config, torch.float32), config)
+    engine.for_inference()
+    settings = AuditSettings.model_validate({"harness": {"tasks": tasks, "include": include}, "micro_rows": 2})
+    measured = harness(engine, AutoTokenizer.from_pretrained(model), settings, row_length=64)
+    found = [[m.metric, m.value, m.low, m.high, m.n] for m in measured]
+    _write(folder / "harness.json", lambda path: path.write_text(json.dumps(found)))
 
 
 def first_step_gradient(
