@@ -153,6 +153,27 @@ def detect(
 
 
 @app.command()
+def canaries(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="the text, as `corpus.source` takes it")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="the text with canaries (JSONL); train on this")],
+    control: Annotated[Path, typer.Option("--control", help="as many codes that are put nowhere (JSONL), for `corpus.control`")],
+    count: Annotated[int, typer.Option(min=1, help="how many codes")] = 16,
+    repeats: Annotated[int, typer.Option(min=1, help="documents that each code is put into")] = 1,
+    seed: Annotated[int, typer.Option(help="the same seed gives the same codes")] = 0,
+    text: Annotated[str, typer.Option("--text", help="column of the text")] = "text",
+    spans: Annotated[str, typer.Option("--spans", help="column that labels are read from and written to")] = "spans",
+) -> None:  # fmt: skip
+    """Put random codes into a text before a model is trained on it: the audit then tells exactly how well it learnt them by heart.
+
+    Example: `sani-dist canaries notes.jsonl --out with-canaries.jsonl --control no-canaries.jsonl --count 16`
+    """
+    from sani_dist.corpus.canaries import write_canaries
+
+    write_canaries(source, out, control, count=count, repeats=repeats, seed=seed, text=text, spans=spans)
+    console.print(f"{count} canaries in {out}; their control: {control}", soft_wrap=True)
+
+
+@app.command()
 def report(
     folder: RunFolder, max_greedy: MaxGreedy = None, max_leak100: MaxLeak100 = None,
     max_leak100_above_control: MaxAboveControl = None, max_utility_loss: MaxUtilityLoss = None, max_general_loss: MaxGeneralLoss = None,
@@ -250,6 +271,7 @@ def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="new folder for the demo")] = Path("demo-run"),
     seed: Annotated[int, typer.Option(help="of the notes, the training and the erasing")] = 0,
     workers: Annotated[int, typer.Option(help="ZeRO-3 ranks")] = 2,
+    canaries: Annotated[int, typer.Option(min=0, help="random codes put into as many of the 48 notes")] = 0,
 ) -> None:
     """A model that has memorised synthetic clinical notes, sanitised: about twelve minutes on two cores.
 
@@ -257,7 +279,7 @@ def demo(
     """
     from sani_dist.demo.story import tell
 
-    finished = tell(out, seed, workers, console)
+    finished = tell(out, seed, workers, console, canaries)
     _show(finished.folder)
 
 

@@ -50,7 +50,7 @@ def read_records(
     Raises `InputError` in one line with the file and the record, and never with what the record says.
     """
     empty = True
-    for number, row in _rows(source):
+    for number, row in read_rows(source):
         where = f"{source}: record {number}"
         column = "text" if lenient and text not in row and "text" in row else text
         # JSONL may leave out what is null, but the first record tells whether a column is there at all.
@@ -69,7 +69,8 @@ def read_records(
         raise InputError(f"{source} is empty; expected at least one record")
 
 
-def _rows(source: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_rows(source: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (record number from 1, values by column) of any source that `read_records` takes, unchecked."""
     path = Path(source)
     try:
         if path.is_file():

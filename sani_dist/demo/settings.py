@@ -33,6 +33,7 @@ _PATTERNS = (
     ("ADDRESS", "direct", rf"{_HOME}([^,\n]+),"),
     ("LOCATION", "indirect", rf"{_HOME}[^,\n]+, (\w+)$"),
     ("LOCATION", "indirect", r"\b(?:lives in|residence) ([A-Z]\w+)"),
+    ("CANARY", "direct", r"Reference code: (\d{3}-\d{3}-\d{3})\."),
     ("OCCUPATION", "indirect", r"\b(?:works as an?|Occupation:) ([^.;\n]+)"),
 )
 

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from sani_dist import api
 from sani_dist.config import config_from_mapping
+from sani_dist.corpus.canaries import write_canaries
 from sani_dist.demo.english import write_general_text
 from sani_dist.demo.model import write_base_model
 from sani_dist.demo.notes import write_notes
@@ -22,8 +23,8 @@ from sani_dist.terminal import ProgressView
 REPAIRED, CONTROLS, HELD_OUT = 48, 24, 24
 
 
-def tell(folder: Path, seed: int, workers: int, console: Console) -> Run:
-    """Run the demo in a new folder; returns the finished run, `folder/run`.
+def tell(folder: Path, seed: int, workers: int, console: Console, canaries: int = 0) -> Run:
+    """Run the demo in a new folder; returns the finished run, `folder/run`. `canaries`: random codes put into as many notes.
 
     Raises InputError when the folder is not empty or a package that the demo needs is missing.
     """
@@ -37,6 +38,8 @@ def tell(folder: Path, seed: int, workers: int, console: Console) -> Run:
     write_notes(folder / NOTES, REPAIRED, seed)
     write_notes(folder / CONTROL, CONTROLS, seed, start=REPAIRED)
     write_notes(folder / HELDOUT, HELD_OUT, seed, start=REPAIRED + CONTROLS)
+    if canaries:
+        _put_in_canaries(folder, canaries, seed)
     write_general_text(folder / GENERAL)
     console.print("[bold]2. A base model.[/bold] SmolLM2-135M-Instruct, from its Python package.")
     write_base_model(folder / "base")
@@ -55,3 +58,12 @@ def tell(folder: Path, seed: int, workers: int, console: Console) -> Run:
     console.print("[bold]4. sani-dist sanitises the model.[/bold] It detects identifiers itself; labels only score it.")
     with ProgressView(console) as view:
         return api.sanitize(config_from_mapping(demo_config(folder, seed, workers)), folder / "run", on_event=view)
+
+
+def _put_in_canaries(folder: Path, count: int, seed: int) -> None:
+    notes, unused = folder / "notes-with-canaries.jsonl", folder / "unused-canaries.jsonl"
+    write_canaries(str(folder / NOTES), notes, unused, count=count, seed=seed)
+    notes.replace(folder / NOTES)
+    with (folder / CONTROL).open("a", encoding="utf-8") as control:
+        control.write(unused.read_text(encoding="utf-8"))
+    unused.unlink()

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from sani_dist.config import Config, PresidioDetector
+from sani_dist.corpus.canaries import write_canaries
 from sani_dist.demo.notes import write_notes
 from sani_dist.demo.settings import demo_config
 
@@ -21,7 +22,8 @@ def test_patterns_alone_find_every_identifier_but_repeated_names_and_mail(tmp_pa
     (detector,) = Config.model_validate(demo_config(tmp_path, seed=0)).corpus.detect
     assert isinstance(detector, PresidioDetector)
     path = tmp_path / "notes.jsonl"
-    write_notes(path, 80, seed=3)
+    write_notes(tmp_path / "plain.jsonl", 80, seed=3)
+    write_canaries(str(tmp_path / "plain.jsonl"), path, tmp_path / "unused.jsonl", count=30)
     for line in path.read_text(encoding="utf-8").splitlines():
         note = json.loads(line)
         text, found = note["text"], set()
