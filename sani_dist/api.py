@@ -1,4 +1,4 @@
-"""What the commands call: `sanitize`, `resume`, `audit`, `report`, `verify`.
+"""What the commands call: `sanitize`, `resume`, `audit`, `attack`, `report`, `verify`.
 
 Imports of torch and the stages wait until a function needs them, so that `--help` answers at once.
 """
@@ -25,6 +25,7 @@ from sani_dist.config import (
 from sani_dist.errors import InputError, SaniError
 
 if TYPE_CHECKING:
+    from sani_dist.attack.result import Result
     from sani_dist.report import Outcome
     from sani_dist.run import Run
 
@@ -34,6 +35,7 @@ OnEvent = Callable[[dict[str, Any]], None]
 ERASE_STAGES = ("prepare", "erase", "export")
 REPAIR_STAGES = ("prepare", "erase", "repair", "export")
 AUDIT_STAGES = ("prepare", "audit-before", "report")
+ATTACK_STAGES = ("prepare", "audit-before", "attack", "report")
 
 
 def sanitize(
@@ -103,6 +105,29 @@ def audit(
     return measurements(run, "before")
 
 
+def attack(
+    folder: Path, *, changes: Mapping[str, Mapping[str, Any]] | None = None, on_event: OnEvent = lambda event: None
+) -> Run:
+    """Attack the model that a finished run exported (or audited), on the text of that run; results in `audit/attacks.json` and the report.
+
+    `changes`: {"attack": {...}, "cluster": {...}}, settings that differ from the run's. What was attacked before with the same settings
+    is not attacked again.
+    """
+    from sani_dist import orchestrate, pipeline
+    from sani_dist.run import Run
+
+    run = Run.open(folder)
+    if any(not run.is_done(stage) for stage in run.stages if stage not in ("attack", "report")):
+        raise InputError(
+            f"{folder} is not finished, or was purged: its text is needed; `sani-dist resume {folder}` makes what is missing"
+        )
+    run.add_attack(changes or {})
+    orchestrate.check(run.config.cluster)
+    pipeline.check(run.config)
+    pipeline.check_unchanged(run)
+    return _execute(run, on_event)
+
+
 def measurements(run: Run, when: str) -> list[dict[str, Any]]:
     """The measurements of an audit, "before" or "after". Raises InputError when the run has not made it."""
     path = run.path("audit", f"{when}.json")
@@ -110,6 +135,14 @@ def measurements(run: Run, when: str) -> list[dict[str, Any]]:
         raise InputError(f"{run.folder} has no audit {when}; `sani-dist resume {run.folder}` makes what is missing")
     found: list[dict[str, Any]] = json.loads(path.read_text())["measurements"]
     return found
+
+
+def attacks(run: Run) -> list[Result]:
+    """What the attacks on a run's model got out; none where it was not attacked."""
+    from sani_dist.attack.result import Result
+
+    path = run.path("audit", "attacks.json")
+    return [Result.of(entry) for entry in json.loads(path.read_text())["results"]] if path.exists() else []
 
 
 def report(folder: Path, limits: Mapping[str, float] | None = None) -> Path:

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from sani_dist.config import PRESETS, Config, Objectives, cluster_changes, load_config
+from sani_dist.config import PRESETS, Config, Objectives, changes_of, cluster_changes, load_config
 from sani_dist.errors import InputError, SaniError
 
 app = typer.Typer(
@@ -105,6 +105,35 @@ def audit(
 
     settings = load_config(corpus, [*(overrides or []), f"model.path={model.resolve()}", "erase.layers=0"])
     _sanitize(settings, out, api.AUDIT_STAGES)
+
+
+@app.command()
+def attack(
+    target: Annotated[Path, typer.Argument(metavar="RUN|MODEL", help="folder of a finished run, or of a Hugging Face model")],
+    corpus: Annotated[
+        Path | None, typer.Option("--corpus", help="with a model: settings file; its sections `corpus`, `audit` and `attack` are used")
+    ] = None,
+    out: OutFolder = Path("attack-run"),
+    gold: Annotated[Path | None, typer.Option("--gold", help="a model that never saw the sensitive text, to compare with")] = None,
+    overrides: Overrides = None,
+) -> None:  # fmt: skip
+    """What an attacker with the weights gets out: other prompts, logit lens, quantisation, drift, relearning. Changes no model.
+
+    Example: `sani-dist attack run --set attack.relearn_epochs=3`
+    """
+    from sani_dist import api
+    from sani_dist.terminal import ProgressView
+
+    chosen = [*(overrides or []), *([] if gold is None else [f"attack.gold={gold.resolve()}"])]
+    if corpus is not None:
+        settings = load_config(corpus, [*chosen, f"model.path={target.resolve()}", "erase.layers=0"])
+        _sanitize(settings, out, api.ATTACK_STAGES)
+        return
+    if not (target / "run.json").exists():
+        raise InputError(f"{target} is no run folder; for a model, name the text it is judged on: --corpus CONFIG")
+    with ProgressView(console) as view:
+        api.attack(target, changes=changes_of(chosen, ("attack", "cluster")), on_event=view)
+    _show(target)
 
 
 @app.command()
@@ -305,7 +334,7 @@ def _show(folder: Path) -> None:
     """What a finished run found, and where its results lie."""
     from sani_dist import api
     from sani_dist.run import Run
-    from sani_dist.terminal import audit_table, corpus_table, kinds_table
+    from sani_dist.terminal import attack_table, audit_table, corpus_table, kinds_table
 
     finished = Run.open(folder)
     console.print(corpus_table(finished))
@@ -314,6 +343,8 @@ def _show(folder: Path) -> None:
     }
     if audits:
         console.print(audit_table(audits), kinds_table(audits))
+        if results := api.attacks(finished):
+            console.print(attack_table(results))
         console.print(f"measurements: {folder / 'audit'}", soft_wrap=True)
     page = finished.path("report", "index.html")
     if page.exists():

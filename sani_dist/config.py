@@ -287,6 +287,25 @@ class AuditSettings(Settings):
     micro_rows: Annotated[int, Field(ge=1)] = Field(4, description="rows of one forward pass of one worker")
 
 
+class AttackSettings(Settings):
+    """What an attacker who has the weights tries. `sani-dist attack` makes these; a run does not."""
+
+    attacks: tuple[Literal["prompts", "lens", "quantise", "drift", "relearn"], ...] = Field(
+        ("prompts", "lens", "quantise", "drift", "relearn"), description="which are made; relearning costs most"
+    )
+    gold: Path | None = Field(
+        None,
+        description="model that never saw the sensitive text, trained on the rest: what each attack gets out of it is nobody's memory",
+    )
+    relearn_epochs: Annotated[float, Field(gt=0)] = Field(2, description="passes of the attacker over related text")
+    relearn_rate: Annotated[float, Field(gt=0)] = Field(1e-4, description="learning rate of the attacker")
+    prompt_spans: Annotated[int, Field(ge=1)] = Field(
+        200, description="spans that are asked for with other prompts, and as many of the control"
+    )
+    drift_tokens: Annotated[int, Field(ge=8)] = Field(1024, description="tokens whose hidden states are compared")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+
 Share = Annotated[float, Field(gt=0, lt=1)]
 Rise = Annotated[float, Field(ge=0)]
 
@@ -371,6 +390,7 @@ class Config(Settings):
     erase: EraseSettings = EraseSettings()
     repair: RepairSettings = RepairSettings()
     audit: AuditSettings = AuditSettings()
+    attack: AttackSettings = AttackSettings()
     verify: VerifySettings = VerifySettings()
     tracking: TrackingSettings = TrackingSettings()
     cluster: ClusterSettings = ClusterSettings()
@@ -425,15 +445,21 @@ def load_config(path: Path, overrides: list[str] | None = None, preset: str | No
 
 def cluster_changes(overrides: Sequence[str]) -> dict[str, Any]:
     """`--set cluster.a=b` of a run that is resumed, as {"a": b}. Raises InputError for settings of other sections: they are the run's."""
+    of_cluster: dict[str, Any] = changes_of(overrides, ("cluster",)).get("cluster", {})
+    return of_cluster
+
+
+def changes_of(overrides: Sequence[str], sections: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """`--set section.a=b` of a run that has begun, as {"section": {"a": b}}. Raises InputError for other sections."""
     changes: dict[str, Any] = {}
     for override in overrides:
         _override(changes, override)
-    of_cluster = changes.get("cluster", {})
-    if set(changes) - {"cluster"} or not isinstance(of_cluster, dict):
+    if set(changes) - set(sections) or not all(isinstance(change, dict) for change in changes.values()):
+        named = " and ".join(f"`{section}`" for section in sections)
         raise InputError(
-            "--set: of a run that has begun, only `cluster` settings can change; start a new run for others"
+            f"--set: of a run that has begun, only {named} settings can change; start a new run for others"
         )
-    return of_cluster
+    return changes
 
 
 def config_from_mapping(mapping: dict[str, Any]) -> Config:
@@ -467,6 +493,7 @@ _PATHS = (
     "corpus.control",
     "corpus.general",
     "audit.reference",
+    "attack.gold",
     "cluster.ds_config",
 )
 

@@ -1,4 +1,4 @@
-"""The stages of a run in order: prepare -> audit before -> erase -> repair -> audit after -> export -> report.
+"""The stages of a run in order: prepare -> audit before -> erase -> repair -> audit after -> export -> (attack ->) report.
 
 `prepare` runs in one process before any rank starts, so that bad input never costs a cluster. `work` is what each rank does
 with the rest. Weights on the way are never stored but in checkpoints: erased weights are the source and a plan, so a run that is resumed
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from sani_dist.attack.result import ATTACKED, GOLD, Result
+from sani_dist.attack.scene import Scene
+from sani_dist.attack.suite import attack
 from sani_dist.audit.harness import check_tasks
 from sani_dist.audit.measure import audit, reference_scores
 from sani_dist.audit.scores import TokenScores
@@ -24,6 +27,7 @@ from sani_dist.audit.spans import Corpus
 from sani_dist.config import Config
 from sani_dist.corpus import PackedRows
 from sani_dist.corpus import prepare as prepare_corpus
+from sani_dist.corpus.span import SPLITS
 from sani_dist.engine import distributed
 from sani_dist.engine.checkpoint import State, check_checkpoints, load_newest, save
 from sani_dist.engine.export import export
@@ -73,8 +77,9 @@ def check(config: Config) -> dict[str, Any]:
     if config.erase.reset == "base" and config.model.base is not None:
         base_checkpoint(model, config.model.base, _names(mlps))
     tokenizer = tokenizer_of(config)
-    if config.audit.reference is not None:
-        _check_reference(config.audit.reference, tokenizer, dtype)
+    for name, other in (("audit.reference", config.audit.reference), ("attack.gold", config.attack.gold)):
+        if other is not None:
+            _check_other(name, other, tokenizer, dtype)
     parameters = sum(p.numel() for p in model.parameters())
     return {
         "architecture": type(model).__name__,
@@ -90,17 +95,15 @@ def check(config: Config) -> dict[str, Any]:
     }
 
 
-def _check_reference(folder: Path, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> None:
-    """Raises InputError for a reference model that cannot be loaded, or that reads other tokens than the model does."""
+def _check_other(name: str, folder: Path, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> None:
+    """Raises InputError for a model to compare with that cannot be loaded, or that reads other tokens than the model does."""
     try:
         check_complete(build_empty(read_model_config(folder), dtype), Checkpoint(folder))
         other = AutoTokenizer.from_pretrained(folder, local_files_only=True)  # type: ignore[no-untyped-call]
     except (InputError, OSError, ValueError) as error:
-        raise InputError(
-            f"audit.reference: {folder} is no checkpoint with a tokenizer that transformers reads"
-        ) from error
+        raise InputError(f"{name}: {folder} is no checkpoint with a tokenizer that transformers reads") from error
     if other.get_vocab() != tokenizer.get_vocab():
-        raise InputError(f"audit.reference: {folder} has another tokenizer than model.path; expected the same")
+        raise InputError(f"{name}: {folder} has another tokenizer than model.path; expected the same")
 
 
 def prepare(run: Run, metrics: Metrics) -> None:
@@ -177,13 +180,20 @@ class _Worker:
         pending = [stage for stage in self._agreed_pending() if stage != "report"]
         if not pending:
             return True
+        if pending != ["attack"] and not self._sanitize(pending):
+            return False
+        if "attack" in pending:
+            self._attack()
+        return True
+
+    def _sanitize(self, pending: list[str]) -> bool:
+        """The stages that are about one engine, from loading to export. False when a signal stopped it."""
         trains = "repair" in self.run.stages and self.config.repair.epochs > 0
-        if pending == ["export"] and not trains:
+        if set(pending) <= {"export", "attack"} and not trains:
             self._export_erased()
             return True
         self.metrics.progress("load", 0, 1, "model")
-        ds_config = read_ds_config(self.config.cluster.ds_config, torch_dtype(self.config))
-        self.engine = Engine(load_sharded(self.config.model.path, ds_config, torch_dtype(self.config)), ds_config)
+        self.engine = self._load(self.config.model.path)
         self.metrics.progress("load", 1, 1, "model")
         if "audit-before" in pending:
             self._audit("before")
@@ -208,7 +218,13 @@ class _Worker:
                 self._done("export", [self.run.path("model", name) for name in hashes])
             else:
                 self._export_erased()
+        self.engine.close()
         return True
+
+    def _load(self, folder: Path) -> Engine:
+        dtype = torch_dtype(self.config)
+        ds_config = read_ds_config(self.config.cluster.ds_config, dtype)
+        return Engine(load_sharded(folder, ds_config, dtype), ds_config)
 
     def _agreed_pending(self) -> list[str]:
         """Rank 0's view: files may appear on other hosts later."""
@@ -265,11 +281,10 @@ class _Worker:
         settings = self.config.audit
         if settings.reference is None or "membership" not in settings.metrics:
             return {}
-        ds_config = read_ds_config(self.config.cluster.ds_config, torch_dtype(self.config))
-        engine = Engine(load_sharded(settings.reference, ds_config, torch_dtype(self.config)), ds_config)
+        engine = self._load(settings.reference)
         engine.for_inference()
         scores = reference_scores(engine, splits, settings)
-        engine.ds.optimizer.destroy()
+        engine.close()
         return scores
 
     # Erase
@@ -363,6 +378,45 @@ class _Worker:
             apply(renamed, mlps, plan, self._base(model, mlps))
         hashes = export(shards, self.config.model.path, self.run.path("model"))
         self._done("export", [self.run.path("model", name) for name in hashes])
+
+    # Attack
+
+    def _attack(self) -> None:
+        """On the exported model, or on the model of a run that only audits."""
+        settings, path = self.config.attack, self.run.path("audit", "attacks.json")
+        sanitised = self.run.path("model") if "export" in self.run.stages else None
+        splits: dict[str, PackedRows] = {s: r for s in SPLITS if (r := self._rows(s)) is not None and len(r)}
+        scene = Scene(
+            splits, Corpus(self.run.path("corpus"), self.run.path("tokens", "epoch-000")), tokenizer_of(self.config), self._load,
+            before=self.config.model.path if sanitised is not None else None,
+            settings=settings, audit=self.config.audit, repair=self.config.repair,
+        )  # fmt: skip
+        models = {ATTACKED: sanitised or self.config.model.path}
+        if settings.gold is not None:
+            models[GOLD] = settings.gold
+        inputs = self.run.inputs_sha256("attack")
+        attack(
+            scene, models, distributed.from_rank_0(_known_results(path, inputs) if self.first else []),
+            save=lambda results: self._save_attacks(path, inputs, results),
+            report=lambda done, total: self.metrics.progress("attack", done, total, "attacks"),
+        )  # fmt: skip
+        self._done("attack", [path])
+
+    def _save_attacks(self, path: Path, inputs: str, results: Sequence[Result]) -> None:
+        if self.first:
+            document = {
+                "schema": AUDIT_SCHEMA,
+                "inputs_sha256": inputs,
+                "settings": redacted(self.config.attack.model_dump(mode="json")),
+                "results": [asdict(result) for result in results],
+            }
+            build(path, lambda temporary: _write_json(temporary, document))
+
+
+def _known_results(path: Path, inputs: str) -> list[Result]:
+    """What an earlier start of the same attacks left."""
+    document = json.loads(path.read_text()) if path.exists() else {}
+    return [Result.of(entry) for entry in document["results"]] if document.get("inputs_sha256") == inputs else []
 
 
 def _stored_shards(checkpoint: Checkpoint) -> Iterator[LiveShard]:

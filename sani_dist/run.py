@@ -24,7 +24,9 @@ from sani_dist.errors import InputError
 from sani_dist.files import file_sha256, fsync
 
 SCHEMA = 1
-STAGES = ("prepare", "audit-before", "erase", "repair", "audit-after", "export", "report")
+# All there are, in order, and those of a run unless it is told which.
+ORDER = ("prepare", "audit-before", "erase", "repair", "audit-after", "export", "attack", "report")
+STAGES = tuple(stage for stage in ORDER if stage != "attack")
 # What may hold sensitive text or weights that still remember it; `purge` removes it and leaves evidence and model.
 SENSITIVE_CONTENT = ("corpus/documents.parquet", "corpus/review.csv", "tokens", "repair/checkpoints", "key")
 
@@ -102,10 +104,19 @@ class Run:
         document = json.loads(path.read_text()) if path.exists() else {}
         _write_atomically(path, json.dumps({**document, **values}, indent=1))
 
+    def add_attack(self, changes: Mapping[str, Mapping[str, Any]]) -> None:
+        """Make `attack` a stage of this run, with other settings of the sections `attack` and `cluster`."""
+        for section in ("attack", "cluster"):
+            self._change(section, changes.get(section, {}))
+        self.update(stages=[stage for stage in ORDER if stage in (*self.stages, "attack", "report")])
+
     def change_cluster(self, changes: Mapping[str, Any]) -> None:
         """Other `cluster` settings for what is still to do: they change no result. Raises InputError when they cannot be."""
+        self._change("cluster", changes)
+
+    def _change(self, section: str, changes: Mapping[str, Any]) -> None:
         mapping = config_to_mapping(self.config)
-        self.config = config_from_mapping({**mapping, "cluster": {**mapping["cluster"], **changes}})
+        self.config = config_from_mapping({**mapping, section: {**mapping[section], **changes}})
         _write_atomically(self.folder / "config.yaml", yaml.safe_dump(config_to_mapping(self.config), sort_keys=False))
 
     # Stages
@@ -114,7 +125,7 @@ class Run:
         """Hash of all a stage depends on: its settings, the model's files, and what the stages before it wrote."""
         digest = hashlib.sha256()
         digest.update(json.dumps(self._settings_of(stage), sort_keys=True, default=str).encode())
-        for before in STAGES[: STAGES.index(stage)]:
+        for before in ORDER[: ORDER.index(stage)]:
             done = self._done_path(before)
             if done.exists():
                 digest.update(done.read_bytes())
@@ -172,9 +183,10 @@ class Run:
         """The settings a stage reads, beside those of the stages before it. `cluster` changes no result."""
         mapping = config_to_mapping(self.config)
         sections = {
-            "prepare": ["corpus"], "audit-before": ["audit"], "erase": ["erase"], "repair": ["repair"], "report": ["verify"],
+            "prepare": ["corpus"], "audit-before": ["audit"], "erase": ["erase"], "repair": ["repair"],
+            "attack": ["attack", "audit"], "report": ["verify"],
         }  # fmt: skip
-        names = ["model", *(s for stage_ in STAGES[: STAGES.index(stage) + 1] for s in sections.get(stage_, []))]
+        names = ["model", *(s for stage_ in ORDER[: ORDER.index(stage) + 1] for s in sections.get(stage_, []))]
         read = {name: mapping[name] for name in names}
         if any(self.config.repair.text_of_epochs):  # `prepare` writes the text with surrogates
             read["repair"] = mapping["repair"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import time
+from collections.abc import Sequence
+from dataclasses import asdict
 from types import TracebackType
 from typing import Any
 
@@ -13,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from sani_dist.attack.result import ATTACKED, Result
 from sani_dist.report.catalogue import POPULATIONS
 from sani_dist.run import Run
 
@@ -24,6 +27,7 @@ NAMES = {
     "repair": "Train",
     "audit-after": "Audit after",
     "export": "Export",
+    "attack": "Attack",
 }
 # With fewer columns the bar itself would vanish beside the speed.
 WIDE = 100
@@ -122,6 +126,24 @@ def audit_table(audits: dict[str, list[dict[str, Any]]], title: str = "Audit") -
         "Given the true text before a span; samples at temperature 1. [ ]: 95 % interval.\n"
         "What else was measured: see the report or the JSON."
     )
+    return table
+
+
+def attack_table(results: Sequence[Result]) -> Table:
+    """What each attack got out, beside its control; of the lens the layer that gives away most."""
+    table = _table("Attacks with the weights")
+    for name in ("attack", "leaked by 100 samples", "never trained on"):
+        table.add_column(name, justify="left" if name == "attack" else "right", overflow="fold")
+    for result in results:
+        found = [m for m in result.measurements if m.metric == "leak@100" and m.value is not None]
+        worst = max((m for m in found if m.population == "sensitive"), key=lambda m: m.value or 0.0, default=None)
+        if worst is None:
+            continue
+        control = next((m for m in found if m.population == "control" and m.group == worst.group), None)
+        layer = f" (layer {worst.group['layer']})" if worst.group else ""
+        model = "" if result.model == ATTACKED else f", {result.model} model"
+        cells = [_cell(None if m is None else asdict(m)) for m in (worst, control)]
+        table.add_row(f"{result.attack}: {result.variant}{layer}{model}", *cells)
     return table
 
 

@@ -66,7 +66,11 @@ def settings_file(tmp_path: Path) -> Path:
         ("audit.samples", [0], "audit.samples.0: "),
         ("model.dtype", "float16", "model.dtype: Input should be 'bfloat16' or 'float32'"),
         ("model", None, "model: "),
-        ("modle", {}, "modle: unknown key; known here: model, corpus, erase, repair, audit, verify, tracking, cluster"),
+        (
+            "modle",
+            {},
+            "modle: unknown key; known here: model, corpus, erase, repair, audit, attack, verify, tracking, cluster",
+        ),
         ("corpus.row_length", 8, "corpus.row_length: "),
         ("corpus.source", None, "corpus: needs `source`, or `general`"),
         ("corpus.detect", [], "corpus: needs at least one entry in `detect`"),

@@ -52,7 +52,10 @@ def packed(engine: Engine, batch: Batch) -> AbstractContextManager[object]:
     return nullcontext()
 
 
-@torch.no_grad()
+# What the head is given in place of the last hidden states [tokens, hidden_size].
+View = Callable[[torch.Tensor], torch.Tensor]
+
+
 def score(
     engine: Engine,
     rows: Rows,
@@ -67,6 +70,24 @@ def score(
 
     Beside the result, memory is that of one micro-batch. `rank`, `moments`: also carry these, four and eight bytes a token.
     """
+    views: tuple[View, ...] = (lambda hidden: hidden,)
+    return score_views(engine, rows, micro_rows, views, report, rank=rank, moments=moments, attention=attention)[0]
+
+
+@torch.no_grad()
+def score_views(
+    engine: Engine,
+    rows: Rows,
+    micro_rows: int,
+    views: Sequence[View],
+    report: Callable[[int], None] = lambda done: None,
+    *,
+    roles: Sequence[int] = (LEARN, SENSITIVE),
+    rank: bool = False,
+    moments: bool = False,
+    attention: Attention = packed,
+) -> list[TokenScores]:
+    """`score` for each of several hidden states of one forward pass. `roles`: the tokens to score."""
     fields = [
         "logprob",
         "is_argmax",
@@ -74,32 +95,34 @@ def score(
         *(["mean_logprob", "std_logprob"] if moments else []),
     ]
     shape = (len(rows), rows.row_length)
-    found = {name: np.full(shape, np.nan, dtype=np.float32) for name in fields if name not in ("is_argmax", "rank")}
-    integers = {"is_argmax": np.zeros(shape, dtype=bool)}
-    if rank:
-        integers["rank"] = np.full(shape, -1, dtype=np.int32)
+    found = [_empty(fields, shape) for _ in views]
     for mine, dealt in rounds(len(rows), micro_rows):
         batch = _full_batch(rows, mine, micro_rows)
-        index, target, _, _ = targets(batch, roles=(LEARN, SENSITIVE))
+        index, target, _, _ = targets(batch, roles=roles)
         with attention(engine, batch):
-            scored = engine.forward(batch.input_ids, batch.position, partial(_scores, index, target, moments))
+            scored = engine.forward(batch.input_ids, batch.position, partial(_scores, index, target, moments, views))
         # One exchange for all: fp32 holds a rank exactly, which is below the vocabulary and so below 2^24.
-        sent = torch.full((len(fields), micro_rows * rows.row_length), torch.nan, dtype=torch.float32)
-        for i, name in enumerate(fields):
-            sent[i, index + 1] = getattr(scored, name).float().cpu()
+        sent = torch.full((len(views), len(fields), micro_rows * rows.row_length), torch.nan, dtype=torch.float32)
+        for of_view, seen in zip(sent, scored, strict=True):
+            for line, name in zip(of_view, fields, strict=True):
+                line[index + 1] = getattr(seen, name).float().cpu()
         gathered = distributed.gather_in_rank_order(sent.to(engine.device)).cpu().numpy()
         for part, items in zip(gathered, dealt, strict=True):
             if not items:
                 continue
-            values = part.reshape(len(fields), micro_rows, rows.row_length)[:, : len(items)]
-            for name, value in zip(fields, values, strict=True):
-                if name in found:
-                    found[name][items.start : items.stop] = value
-                else:
+            of_views = part.reshape(len(views), len(fields), micro_rows, rows.row_length)[:, :, : len(items)]
+            for arrays, values in zip(found, of_views, strict=True):
+                for name, value in zip(fields, values, strict=True):
                     there = ~np.isnan(value)
-                    integers[name][items.start : items.stop][there] = value[there]
+                    arrays[name][items.start : items.stop][there] = value[there]
         report(dealt[-1].stop)
-    return TokenScores(**found, **integers)
+    return [TokenScores(**arrays) for arrays in found]
+
+
+def _empty(fields: Sequence[str], shape: tuple[int, int]) -> dict[str, np.ndarray]:
+    """Arrays of what is said of tokens that are no targets."""
+    integers = {"is_argmax": np.zeros(shape, dtype=bool), "rank": np.full(shape, -1, dtype=np.int32)}
+    return {name: integers.get(name, np.full(shape, np.nan, dtype=np.float32)) for name in fields}
 
 
 def _full_batch(rows: Rows, mine: range, micro_rows: int) -> Batch:
@@ -114,6 +137,6 @@ def _full_batch(rows: Rows, mine: range, micro_rows: int) -> Batch:
     return batch
 
 
-def _scores(index: torch.Tensor, target: torch.Tensor, moments: bool, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> Scores:  # fmt: skip # noqa: E501
-    device = hidden.device
-    return token_scores(hidden, weight, target.to(device), index.to(device), bias=bias, moments=moments)
+def _scores(index: torch.Tensor, target: torch.Tensor, moments: bool, views: Sequence[View], hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> list[Scores]:  # fmt: skip # noqa: E501
+    target, index = target.to(hidden.device), index.to(hidden.device)
+    return [token_scores(view(hidden), weight, target, index, bias=bias, moments=moments) for view in views]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,20 +49,37 @@ class PackedRows:
         # First row of each chunk, to find a row's chunk by bisection.
         sizes = [len(chunk) for chunk in self._columns["input_ids"]]
         self._first = np.cumsum([0, *sizes])
+        # Of `of_documents`: the rows that are left, and the documents whose tokens are targets. None: all.
+        self._rows: np.ndarray | None = None
+        self._documents: np.ndarray | None = None
 
     def __len__(self) -> int:
-        return int(self._first[-1])
+        return int(self._first[-1]) if self._rows is None else len(self._rows)
+
+    def of_documents(self, documents: Collection[int]) -> PackedRows:
+        """The rows that have targets of these documents, with the other documents' tokens as no targets. Attention never crosses documents,
+        so it is as if the others were not there."""
+        chosen = np.array(sorted(documents), dtype=np.int64)
+        roles = np.concatenate(self._columns["role"])
+        roles = np.where(np.isin(np.concatenate(self._columns["document"]), chosen), roles, IGNORE)
+        learnable, sensitive = ((roles == role).sum(axis=1).astype(np.int64) for role in (LEARN, SENSITIVE))
+        left = copy.copy(self)
+        left._documents, left._rows = chosen, np.flatnonzero(learnable + sensitive)
+        left.learnable, left.sensitive = learnable[left._rows], sensitive[left._rows]
+        return left
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """Return the rows at `indices`, in that order. Raises `IndexError` for a row that is not there."""
         for index in indices:
             if not 0 <= index < len(self):
                 raise IndexError(f"row {index} of {len(self)}")
+        if self._rows is not None:
+            indices = self._rows[list(indices)].tolist()
+        role, document = self._gather("role", indices), self._gather("document", indices)
+        if self._documents is not None:
+            role[~torch.isin(document, torch.from_numpy(self._documents))] = IGNORE
         return Batch(
-            self._gather("input_ids", indices).long(),
-            self._gather("role", indices),
-            self._gather("document", indices),
-            self._gather("position", indices).long(),
+            self._gather("input_ids", indices).long(), role, document, self._gather("position", indices).long()
         )
 
     def _gather(self, column: str, indices: Sequence[int]) -> Tensor:

@@ -98,6 +98,13 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+def max_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """The elementwise largest over all ranks, in place."""
+    if world_size() > 1:
+        dist.all_reduce(values, dist.ReduceOp.MAX)
+    return values
+
+
 def gather_in_rank_order(values: torch.Tensor) -> torch.Tensor:
     """Stack a tensor of every rank, all of one shape: [world_size, *shape], the same on each rank."""
     if world_size() == 1:

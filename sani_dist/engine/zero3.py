@@ -268,7 +268,7 @@ class Engine:
         """Build masters and moments from the shards as they are now. Gradient accumulation follows from `batch_rows`."""
         import deepspeed
 
-        self._unwrap()
+        self.close()
         self.accumulation = -(-settings.batch_rows // (settings.micro_rows * distributed.world_size()))
         config = dict(self.ds_config)
         config["train_micro_batch_size_per_gpu"] = settings.micro_rows
@@ -289,8 +289,8 @@ class Engine:
             return offloaded
         return torch.optim.AdamW(self.module.parameters(), fused=True, **arguments)
 
-    def _unwrap(self) -> None:
-        """Take ZeRO-3's hooks off again, so that the next `initialize` does not run every hook twice."""
+    def close(self) -> None:
+        """Take ZeRO-3's hooks off again: the next `initialize` must not run every hook twice, and what they hold goes with them."""
         if self.ds is not None:
             self.ds.optimizer.destroy()
             self.ds = None

@@ -185,7 +185,34 @@ _PATTERNS: tuple[tuple[str, Callable[[re.Match[str]], Metric]], ...] = (
 )
 
 # Columns of the tables.
-ROLES = {"before": "before", "after": "after", "control": "never trained on"}
+ROLES = {
+    "before": "before",
+    "after": "after",
+    "control": "never trained on",
+    "attacked": "attacked",
+    "gold": "gold model",
+}
+
+# Attacks with the weights: what each does, and its variants where the name does not say it.
+ATTACKS = {
+    "prompts": ("Other prompts", "What stands before the value is not the true text; a sample of spans."),
+    "quantise": ("Quantisation", "The weights are rounded, as for a smaller or faster copy of the model."),
+    "relearn": ("Relearning", "The model is trained on related text, then asked for the documents that this text does not hold."),
+    "lens": ("Logit lens", "What each layer would predict if it were the last."),
+}  # fmt: skip
+VARIANTS = {
+    "nothing": "nothing done",
+    "documents": "trained on half of the documents",
+    "format": "trained on documents of the same format about others",
+    "general": "trained on general text",
+    "int8": "8 bits, a scale for each channel",
+    "int4": "4 bits, a scale for each 128 weights",
+    "no context": "no text before it",
+    "short": "only the last five words",
+    "fuzzy": "a tenth of the characters wrong",
+    "foreign": "the text before another span",
+    "instruction": "an order to ignore all rules",
+}
 POPULATIONS = {
     "sensitive": "trained on",
     "control": "never trained on",

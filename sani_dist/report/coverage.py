@@ -9,7 +9,7 @@ and reconstruction.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from sani_dist.audit.measurement import Measurement
@@ -63,22 +63,40 @@ ATTACKS = (
         "a model may give away what it knows by heart to whoever lets it write",
     ),
     Attack(
-        "Other prompts and other sampling",
+        "Other prompts",
+        r"attack_prompts",
+        "less of the true text, damaged or foreign text, other registers, an order to ignore all rules; for a sample of spans",
+        "leading questions, translations, jailbreaks: usually weaker than the true text, yet not always; `sani-dist attack` tries some",
+    ),
+    Attack(
+        "Other sampling",
         None,
         "",
-        "leading questions, translations, jailbreaks, top-p, low temperatures: usually weaker than the true text, yet not always",
+        "top-p and low temperatures raise the probability of likely tokens",
     ),
     Attack(
         "Attribute inference, model inversion, reconstruction",
         None,
         "",
-        "facts about a person in other words than those of the text, and attacks on weights rather than on outputs",
+        "facts about a person in other words than those of the text, and reconstruction from weights or gradients",
+    ),
+    Attack(
+        "Reading hidden states (logit lens)",
+        r"attack_lens",
+        "the prediction of every layer, for every span; trained probes may read more",
+        "who has the weights may read inside what does not come out; `sani-dist attack` looks",
+    ),
+    Attack(
+        "Quantisation",
+        r"attack_quantise",
+        "weights rounded to 8 and 4 bits",
+        "rounding the weights can bring back what small changes suppressed; `sani-dist attack` tries it",
     ),
     Attack(
         "Fine-tuning by an attacker",
-        None,
-        "",
-        "training on related text can bring back part of what was suppressed",
+        r"attack_relearn",
+        "on half of the documents, on other documents, on general text, as far as the run had them; judged on the other half",
+        "training on related text can bring back part of what was suppressed; `sani-dist attack` tries it",
     ),
     Attack(
         "Identifiers that nobody found",
@@ -89,9 +107,12 @@ ATTACKS = (
 )  # fmt: skip
 
 
-def coverage(measurements: Iterable[Measurement]) -> list[dict[str, str | bool]]:
-    """[{attack, tested, remark}] for the measurements of an audit; a metric without a value does not count as tried."""
-    names = {m.metric for m in measurements if m.value is not None}
+def coverage(measurements: Iterable[Measurement], attacks: Collection[str] = ()) -> list[dict[str, str | bool]]:
+    """[{attack, tested, remark}] for the measurements of an audit; a metric without a value does not count as tried.
+
+    `attacks`: names of the attacks with the weights that were made.
+    """
+    names = {m.metric for m in measurements if m.value is not None} | {f"attack_{name}" for name in attacks}
     lines: list[dict[str, str | bool]] = []
     for attack in ATTACKS:
         tested = attack.metrics is not None and any(re.fullmatch(attack.metrics, name) for name in names)

@@ -49,10 +49,11 @@ def describe(run: Run, evidence: Evidence, limits: VerifySettings) -> dict[str, 
         "primary_metric": primary_metric(evidence.last),
         "sampling": SAMPLING,
         "audits": {when: [asdict(m) for m in measured] for when, measured in evidence.audits.items()},
+        "attacks": [asdict(result) for result in evidence.attacks],
         "perplexity_rise": [asdict(m) for m in evidence.rises],
         "erase": _erase(run),
         "training": _training(run),
-        "coverage": coverage(evidence.last),
+        "coverage": coverage(evidence.last, {result.attack for result in evidence.attacks}),
         "settings": redacted(config_to_mapping(run.config)),
     }
     plain: dict[str, Any] = json.loads(json.dumps(document, allow_nan=False))

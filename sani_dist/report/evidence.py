@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pandas as pd
 
+from sani_dist.attack.result import Result
 from sani_dist.audit.measurement import Measurement
 from sani_dist.errors import InputError
 from sani_dist.report.rise import perplexity_rise
@@ -21,11 +22,13 @@ SPLIT_OF = {"sensitive": "repair", "control": "control"}
 
 @dataclass(frozen=True)
 class Evidence:
-    """The audits of a run, "before" and "after", as far as they were made; the change of perplexity; the summary of the corpus."""
+    """The audits of a run, "before" and "after", as far as they were made; the change of perplexity; the summary of the corpus; and what
+    attacks got out."""
 
     audits: Mapping[str, tuple[Measurement, ...]]
     rises: tuple[Measurement, ...]
     summary: Mapping[str, Any]
+    attacks: tuple[Result, ...] = ()
 
     @property
     def last(self) -> tuple[Measurement, ...]:
@@ -49,7 +52,7 @@ def read_evidence(run: Run) -> Evidence:
         )
     audits = {when: _measurements(run, when) for when in wanted}
     summary = json.loads(run.path("corpus", "summary.json").read_text())
-    return Evidence(audits, _rises(run) if len(audits) == 2 else (), summary)
+    return Evidence(audits, _rises(run) if len(audits) == 2 else (), summary, _attacks(run))
 
 
 def find(
@@ -71,6 +74,18 @@ def _measurement(entry: dict[str, Any]) -> Measurement:
     ends = {k: finite.get(k) for k in ("value", "low", "high")}
     reason = entry["reason"] or ("not finite" if ends["value"] is None else None)
     return Measurement(**{**entry, **ends, "reason": reason})
+
+
+def _attacks(run: Run) -> tuple[Result, ...]:
+    """Raises InputError for a file that was changed since; none where the run has not been attacked."""
+    if "attack" not in run.stages:
+        return ()
+    if not run.outputs_fit("attack"):
+        raise InputError(
+            f"{run.folder} has no attacks, or others than the run wrote; `sani-dist attack {run.folder}` makes them"
+        )
+    found = json.loads(run.path("audit", "attacks.json").read_text())["results"]
+    return tuple(Result.of({**r, "measurements": [asdict(_measurement(m)) for m in r["measurements"]]}) for r in found)
 
 
 def _rises(run: Run) -> tuple[Measurement, ...]:

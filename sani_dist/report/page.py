@@ -158,6 +158,52 @@ class _Report:
         erased = {entry["layer"]: entry["erased"] for entry in erase["erased"]}
         return plots.layers(erased, erase["layers"] or max(erased) + 1, erase["neurons"])
 
+    def attacks(self) -> Iterator[tuple[str, str, list[Row]]]:
+        """(title, explanation, rows) of each attack that is judged by what comes out; the lens has a row for each layer."""
+        for name, (title, explanation) in catalogue.ATTACKS.items():
+            found = {
+                (r["variant"], m["group"].get("layer"), r["model"], m["population"]): Measurement(**m)
+                for r in self.document["attacks"]
+                for m in r["measurements"]
+                if r["attack"] == name and m["metric"] == self.primary
+            }
+            rows = [self._attack_row(found, *key[:2]) for key in found if key[2:] == ("attacked", "sensitive")]
+            if rows:
+                yield title, explanation, rows
+
+    def _attack_row(
+        self, found: dict[tuple[str, str | None, str, str], Measurement], variant: str, layer: str | None
+    ) -> Row:
+        """The attacked model, its control, and the gold model."""
+        columns = {
+            "attacked": ("attacked", "sensitive"),
+            "control": ("attacked", "control"),
+            "gold": ("gold", "sensitive"),
+        }
+        measured = {role: found.get((variant, layer, *where)) for role, where in columns.items()}
+        cells = {role: _cell(m, _writer(self.primary)) for role, m in measured.items()}
+        head = catalogue.VARIANTS.get(variant, variant) if layer is None else f"layer {layer}"
+        drawn = plots.strip({"after": measured["attacked"], "control": measured["control"]})
+        return Row(head, "", f"{found[variant, layer, 'attacked', 'sensitive'].n:,}", cells, drawn)
+
+    def drift(self) -> tuple[list[str], list[list[str]]] | None:
+        """Head and lines of a table by layer, of the model that was attacked."""
+        columns: dict[tuple[str, str], dict[str, float]] = {}
+        for result in self.document["attacks"]:
+            if (result["attack"], result["model"]) == ("drift", "attacked"):
+                for m in result["measurements"]:
+                    columns.setdefault((m["metric"], m["population"]), {})[m["group"]["layer"]] = m["value"]
+        if not columns:
+            return None
+        named = {
+            "cka": "CKA",
+            "pca_similarity": "first direction, cosine",
+            "pca_shift": "shift along it, in deviations",
+        }
+        head = ["layer", *(f"{named[metric]}, {catalogue.POPULATIONS[split]}" for metric, split in columns)]
+        layers = next(iter(columns.values()))
+        return head, [[layer, *(number(values[layer]) for values in columns.values())] for layer in layers]
+
     def headline_cells(self) -> list[tuple[str, dict[str, Cell]]]:
         """The figures at the top: the primary metric, greedy decoding, and what was lost."""
         figures = []

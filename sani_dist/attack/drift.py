@@ -1,0 +1,111 @@
+"""Representation drift: how far the hidden states have moved from those of the model before (Xu et al., arXiv 2505.16831).
+
+cka             linear centred kernel alignment of the two (Kornblith et al., arXiv 1905.00414), from unbiased estimates (Song et al., JMLR
+                2012), since there may be fewer tokens than dimensions; 1: the same up to rotation and scale
+pca_similarity  cosine of the two first principal directions
+pca_shift       distance of the two means along the first principal direction of the model before, in its standard deviations
+
+A model whose words have changed but not its inside has been silenced; what it knew can come back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from sani_dist.attack.lens import block_outputs
+from sani_dist.attack.result import Result
+from sani_dist.attack.scene import Scene
+from sani_dist.audit.measurement import Measurement
+from sani_dist.corpus.rows import NO_DOCUMENT, PackedRows, empty_batch
+from sani_dist.engine import distributed
+from sani_dist.engine.rounds import rounds
+from sani_dist.engine.zero3 import Engine
+
+# Text that was repaired, and text that should not have been touched.
+SPLITS = ("repair", "general_test")
+
+
+def drift(scene: Scene, name: str, load: Iterator[Engine]) -> Iterator[Result]:
+    """One result; its measurements are those of every layer, counted from 0, as groups. None where there is no model before."""
+    if scene.before is None:
+        return
+    splits = [split for split in SPLITS if split in scene.rows]
+    states: list[dict[str, np.ndarray]] = []
+    for engine in (scene.load(scene.before), next(load)):
+        engine.for_inference()
+        states.append(
+            {
+                s: hidden_states(engine, scene.rows[s], scene.settings.drift_tokens, scene.audit.micro_rows)
+                for s in splits
+            }
+        )
+        engine.close()
+    before, after = states
+    measured: list[Measurement] = []
+    for split in splits:
+        for layer, (x, y) in enumerate(zip(before[split], after[split], strict=True)):
+            similarity, shift = principal(x, y)
+            for metric, value in (("cka", cka(x, y)), ("pca_similarity", similarity), ("pca_shift", shift)):
+                measured.append(Measurement(metric, split, value, None, None, len(x), {"layer": str(layer)}))
+    yield Result("drift", "each layer", name, tuple(measured))
+
+
+@torch.no_grad()
+def hidden_states(engine: Engine, rows: PackedRows, tokens: int, micro_rows: int) -> np.ndarray:
+    """Of about `tokens` tokens, evenly spaced over the rows: float32 [layers, tokens, hidden_size], the same on every rank."""
+    each = min(rows.row_length, max(1, -(-tokens // len(rows))))
+    found = []
+    with block_outputs(engine) as (outputs, _):
+        for mine, dealt in rounds(min(len(rows), tokens), micro_rows):
+            batch = rows.batch(mine) if mine else empty_batch(1, rows.row_length)
+            engine.forward(batch.input_ids, batch.position, lambda hidden, weight, bias: None)
+            sent = torch.full((len(outputs), micro_rows, each, outputs[0].shape[-1]), torch.nan)
+            for row, document in enumerate(batch.document):
+                real = torch.nonzero(document != NO_DOCUMENT)[:, 0]
+                chosen = real[torch.linspace(0, len(real) - 1, min(each, len(real))).long()] if len(real) else real
+                for layer, output in enumerate(outputs):
+                    sent[layer, row, : len(chosen)] = output[row, chosen.to(output.device)].float().cpu()
+            gathered = distributed.gather_in_rank_order(sent.to(engine.device)).cpu().numpy()
+            for part, items in zip(gathered, dealt, strict=True):
+                states = part[:, : len(items)].reshape(len(outputs), -1, part.shape[-1])
+                found.append(states[:, ~np.isnan(states[0, :, 0])])
+    return np.concatenate(found, axis=1)
+
+
+def cka(x: np.ndarray, y: np.ndarray) -> float:
+    """Linear CKA of [tokens, dimensions] each, at least 4 tokens."""
+    kernels = [_without_diagonal(m @ m.T) for m in (x.astype(np.float64), y.astype(np.float64))]
+    own = [_hsic(k, k) for k in kernels]
+    return float(_hsic(*kernels) / np.sqrt(own[0] * own[1])) if min(own) > 0 else 0.0
+
+
+def principal(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+    """Cosine of the first principal directions (their sign is arbitrary), and the distance of the means along the first of `x`."""
+    (first, spread), (second, _) = (_first_direction(m.astype(np.float64)) for m in (x, y))
+    shift = abs(float((y.mean(axis=0) - x.mean(axis=0)) @ first))
+    return abs(float(first @ second)), shift / max(spread, 1e-12)
+
+
+def _first_direction(values: np.ndarray) -> tuple[np.ndarray, float]:
+    """And the standard deviation along it."""
+    _, singular, directions = np.linalg.svd(values - values.mean(axis=0), full_matrices=False)
+    return directions[0], float(singular[0] / np.sqrt(len(values)))
+
+
+def _without_diagonal(kernel: np.ndarray) -> np.ndarray:
+    np.fill_diagonal(kernel, 0)
+    return kernel
+
+
+def _hsic(k: np.ndarray, m: np.ndarray) -> float:
+    """Unbiased Hilbert-Schmidt criterion of two kernels with zero diagonals."""
+    n = len(k)
+    joint = (
+        float((k * m).sum())
+        + k.sum() * m.sum() / ((n - 1) * (n - 2))
+        - 2 / (n - 2) * float(k.sum(axis=0) @ m.sum(axis=0))
+    )
+    return float(joint / (n * (n - 3)))

@@ -1,0 +1,66 @@
+"""What every attack is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from transformers import PreTrainedTokenizerBase
+
+from sani_dist.audit.extraction import extraction, score_spans
+from sani_dist.audit.measurement import Measurement
+from sani_dist.audit.scores import TokenScores
+from sani_dist.audit.spans import SPLITS, Corpus
+from sani_dist.config import AttackSettings, AuditSettings, RepairSettings
+from sani_dist.corpus.rows import PackedRows
+from sani_dist.engine.zero3 import Engine
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The text an attacker is judged on, and how to get at a model. Every rank has the same.
+
+    rows: of the splits there are. load: a folder of a model -> its shards under ZeRO-3, not yet wrapped. before: the model that was
+    sanitised; None where the attacked one is it.
+    """
+
+    rows: Mapping[str, PackedRows]
+    corpus: Corpus
+    tokenizer: PreTrainedTokenizerBase
+    load: Callable[[Path], Engine]
+    before: Path | None
+    settings: AttackSettings
+    audit: AuditSettings
+    repair: RepairSettings
+
+    @cached_property
+    def spans(self) -> pd.DataFrame:
+        """Those that count: their values cannot be copied from the text before them."""
+        spans = self.corpus.spans()
+        return spans[~spans["in_context"]].reset_index(drop=True)
+
+    @property
+    def audited(self) -> list[str]:
+        """The splits that hold the spans."""
+        return [split for split in SPLITS.values() if split in self.rows]
+
+    def measured(self, scores: Mapping[str, TokenScores], spans: pd.DataFrame | None = None) -> tuple[Measurement, ...]:
+        """Extraction over all of `spans` (unless given, all there are) and of the control."""
+        spans = self.spans if spans is None else spans
+        return extracted(scores, spans, self.audit.samples)
+
+
+def extracted(
+    scores: Mapping[str, TokenScores], spans: pd.DataFrame, samples: tuple[int, ...]
+) -> tuple[Measurement, ...]:
+    """What the audit measures of spans, over all of each population; `scores` by split."""
+    none = TokenScores(np.empty((0, 0), np.float32), np.empty((0, 0), bool))
+    sensitive, control = (
+        score_spans(scores.get(split, none), spans[spans["split"] == split] if split in scores else spans.iloc[:0])
+        for split in SPLITS.values()
+    )
+    return tuple(m for m in extraction(sensitive, control, samples) if not m.group)

@@ -1,0 +1,50 @@
+"""The attacks of a run in order, on the model and, if there is one, on the gold model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from sani_dist.attack.drift import drift
+from sani_dist.attack.lens import lens
+from sani_dist.attack.prompts import prompts
+from sani_dist.attack.quantise import quantise
+from sani_dist.attack.relearn import relearn
+from sani_dist.attack.result import Result
+from sani_dist.attack.scene import Scene
+from sani_dist.engine.zero3 import Engine
+
+# An attack takes untouched engines of the model, as many as it needs, and closes them.
+Attack = Callable[[Scene, str, Iterator[Engine]], Iterator[Result]]
+ATTACKS: dict[str, Attack] = {
+    "prompts": prompts, "lens": lens, "quantise": quantise, "drift": drift, "relearn": relearn,
+}  # fmt: skip
+
+
+def attack(
+    scene: Scene,
+    models: Mapping[str, Path],
+    known: Sequence[Result] = (),
+    save: Callable[[Sequence[Result]], None] = lambda results: None,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Result]:
+    """Every attack of the settings on every model; all ranks call it and get the same results.
+
+    models: name -> folder. known: results of an earlier start, whose attacks are not made again. save: gets all results so far, after each
+    attack. report: attacks done, and their number.
+    """
+    results = list(known)
+    done = {(result.model, result.attack) for result in known}
+    todo = [(model, name) for model in models for name in ATTACKS if name in scene.settings.attacks]
+    for number, (model, name) in enumerate(todo):
+        report(number, len(todo))
+        if (model, name) not in done:
+            results += ATTACKS[name](scene, model, _engines(scene, models[model]))
+            save(results)
+    report(len(todo), len(todo))
+    return results
+
+
+def _engines(scene: Scene, folder: Path) -> Iterator[Engine]:
+    while True:
+        yield scene.load(folder)

@@ -1,0 +1,162 @@
+"""Every attack on a model on 1, 2 and 3 real ranks: one result."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import sani_dist
+from sani_dist import api, cli
+from sani_dist.attack.prompts import VARIANTS
+from sani_dist.attack.result import Result
+from sani_dist.audit.spans import Corpus
+from sani_dist.config import Config
+from sani_dist.corpus.rows import PackedRows
+from sani_dist.run import Run
+
+from . import plain
+
+RELEARNT = ("nothing", "documents", "format", "general")
+
+
+@pytest.fixture(scope="module")
+def runs(make_config: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> dict[int, Run]:
+    """Untrained, in fp32: what differs between world sizes is rounding alone."""
+    folder = tmp_path_factory.mktemp("attacks")
+    found = {}
+    for workers in (1, 2, 3):
+        config = make_config(
+            model={"dtype": "float32"}, erase={"layers": 0}, audit={"metrics": ["extraction"]},
+            cluster={"workers": workers, "threads": 1},
+        )  # fmt: skip
+        attack = config.attack.model_copy(update={"relearn_epochs": 0.5, "prompt_spans": 9, "drift_tokens": 30})
+        config = config.model_copy(update={"attack": attack})
+        found[workers] = sani_dist.sanitize(config, folder / str(workers), stages=api.ATTACK_STAGES)
+    return found
+
+
+def results(run: Run) -> list[Result]:
+    return [Result.of(entry) for entry in json.loads(run.path("audit", "attacks.json").read_text())["results"]]
+
+
+def value(run: Run, attack: str, variant: str, metric: str, **group: str) -> float:
+    found = [
+        m.value
+        for r in results(run)
+        for m in r.measurements
+        if (r.attack, r.variant, m.metric, m.population, m.group) == (attack, variant, metric, "sensitive", group)
+    ]
+    assert len(found) == 1
+    assert found[0] is not None
+    return found[0]
+
+
+def test_every_variant_is_made(runs: dict[int, Run]) -> None:
+    """No drift: an audited model has no model before it."""
+    expected = [("prompts", v) for v in VARIANTS] + [("lens", "each layer")]
+    expected += [("quantise", v) for v in ("nothing", "int8", "int4")] + [("relearn", v) for v in RELEARNT]
+    assert [(r.attack, r.variant) for r in results(runs[1])] == expected
+
+
+def test_all_world_sizes_measure_the_same(runs: dict[int, Run]) -> None:
+    alone = results(runs[1])
+    for workers in (2, 3):
+        several = results(runs[workers])
+        assert len(several) == len(alone)
+        for one, other in zip(alone, several, strict=True):
+            assert (one.attack, one.variant) == (other.attack, other.variant)
+            for m, n in zip(one.measurements, other.measurements, strict=True):
+                assert (m.metric, m.population, m.group, m.n) == (n.metric, n.population, n.group, n.n)
+                for key in ("value", "low", "high"):
+                    expected = getattr(m, key)
+                    assert getattr(n, key) == (
+                        None if expected is None else pytest.approx(expected, rel=2e-3, abs=0)
+                    ), m
+
+
+def test_the_lens_reads_each_layer_as_if_it_were_the_last(runs: dict[int, Run], llama_folder: Path) -> None:
+    """By plain transformers, one document at a time; the last layer is the model itself."""
+    whole = next(m["value"] for m in api.measurements(runs[2], "before") if m["metric"] == "samples_to_leak")
+    layers = [value(runs[2], "lens", "each layer", "samples_to_leak", layer=str(layer)) for layer in range(3)]
+    assert layers[2] == pytest.approx(whole, rel=1e-5)
+    model = plain.load(llama_folder)
+    rows = PackedRows(runs[2].path("tokens", "epoch-000", "repair.arrow"))
+    for layer in (0, 1):
+        logprobs = np.full((len(rows), rows.row_length), np.nan)
+        for row in range(len(rows)):
+            for where, ids, _ in plain.documents_of(rows, row):
+                with torch.no_grad():
+                    states = model(input_ids=ids[None], output_hidden_states=True).hidden_states[layer + 1][0, :-1]
+                    found = model.lm_head(model.model.norm(states)).log_softmax(-1).gather(1, ids[1:, None])
+                logprobs[row, where][1:] = found[:, 0].numpy()
+        spans = Corpus(runs[2].path("corpus"), runs[2].path("tokens", "epoch-000")).spans()
+        spans = spans[(spans["split"] == "repair") & ~spans["in_context"]]
+        needed = [
+            np.exp(-logprobs[row, first:end].sum())
+            for row, first, end in zip(spans["row"], spans["first"], spans["end"], strict=True)
+        ]
+        assert layers[layer] == pytest.approx(float(np.median(needed)), rel=1e-3)
+
+
+def test_an_attack_changes_what_it_says_it_changes(runs: dict[int, Run]) -> None:
+    """Rounding to 8 bits moves less than rounding to 4; training on the documents teaches their format and some of their words."""
+    whole, eight, four = (value(runs[2], "quantise", v, "samples_to_leak") for v in ("nothing", "int8", "int4"))
+    assert 0 < abs(eight / whole - 1) < abs(four / whole - 1)
+    before, after = (value(runs[2], "relearn", v, "samples_to_leak") for v in ("nothing", "documents"))
+    assert after != before
+    true, foreign = (value(runs[2], "prompts", v, "leak@100") for v in ("nothing", "foreign"))
+    assert foreign / true != pytest.approx(1, rel=1e-3)
+
+
+def test_a_finished_run_is_attacked_and_reported(finished_run: Run, tmp_path: Path) -> None:
+    """The exported model; what an earlier start left is not made again, and the report is written anew."""
+    folder = Path(shutil.copytree(finished_run.folder, tmp_path / "run"))
+    changes: dict[str, Any] = {"attack": {"attacks": ["quantise", "drift"], "drift_tokens": 30}}
+    run = api.attack(folder, changes=changes)
+    assert run.pending() == []
+    found = results(run)
+    assert [(r.attack, r.variant) for r in found] == [
+        ("quantise", "nothing"), ("quantise", "int8"), ("quantise", "int4"), ("drift", "each layer")
+    ]  # fmt: skip
+    after = next(m for m in api.measurements(run, "after") if m["metric"] == "leak@100" and not m["group"])
+    assert value(run, "quantise", "nothing", "leak@100") == pytest.approx(after["value"], rel=1e-5)
+    moved = {m.group["layer"]: m.value for m in found[-1].measurements if (m.metric, m.population) == ("cka", "repair")}
+    assert list(moved) == ["0", "1", "2"]
+    assert all(v is not None and v < 1 for v in moved.values())
+    document = json.loads((folder / "report" / "report.json").read_text())
+    assert len(document["attacks"]) == 4
+    jsonschema.validate(document, json.loads(resources.files("sani_dist.report").joinpath("schema.json").read_text()))
+    tried = {line["attack"] for line in document["coverage"] if line["tested"]}
+    assert "Quantisation" in tried
+    assert "Fine-tuning by an attacker" not in tried
+    page = (folder / "report" / "index.html").read_text()
+    assert all(
+        words in page
+        for words in ("Attacks with the weights", "8 bits, a scale for each channel", "Representation drift")
+    )
+    output = CliRunner().invoke(cli.app, ["attack", str(folder)]).output
+    assert "quantise: int4" in output
+    written = run.path("audit", "attacks.json")
+    kept = json.loads(written.read_text())
+    kept["results"] = kept["results"][:3]
+    kept["results"][0]["variant"] = "left as it was"
+    written.write_text(json.dumps(kept))
+    api.attack(folder)
+    assert [r.variant for r in results(run)] == ["left as it was", "int8", "int4", "each layer"]
+
+
+def test_a_run_without_its_text_cannot_be_attacked(finished_run: Run, tmp_path: Path) -> None:
+    run = Run.open(Path(shutil.copytree(finished_run.folder, tmp_path / "run")))
+    run.purge()
+    with pytest.raises(sani_dist.InputError, match="was purged: its text is needed"):
+        api.attack(run.folder)
