@@ -20,8 +20,8 @@ from rich.markup import escape
 from sani_dist.config import Config
 
 PACKAGES = ("torch", "deepspeed", "transformers", "accelerate", "datasets", "ray", "presidio-analyzer")
-# DeepSpeed ops that a run uses: on CPU the shared-memory collectives, with CPU offload the optimizer.
-OPS = {"deepspeed_shm_comm": "ShareMemCommBuilder", "cpu_adam": "CPUAdamBuilder"}
+# DeepSpeed ops that a run uses: on CPU the shared-memory collectives, with offloading to NVMe asynchronous I/O.
+OPS = {"deepspeed_shm_comm": "ShareMemCommBuilder", "async_io": "AsyncIOBuilder"}
 
 NAME_WIDTH = 22
 TALK_SECONDS = 180

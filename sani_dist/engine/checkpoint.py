@@ -176,12 +176,17 @@ def _fill(out: torch.Tensor, start: int, stop: int, pieces: list[tuple[int, Stor
 def _create_optimizer_state(engine: Engine, step: int) -> None:
     """Adam makes its moments at the first step; a loaded optimizer needs them before."""
     zero = engine.ds.optimizer
-    for flat in zero.fp32_partitioned_groups_flat:
+    for number, flat in enumerate(zero.fp32_partitioned_groups_flat):
+        on_nvme = zero._swappable_optimizer_subgroup(number)
+        if on_nvme:
+            zero._optimizer_states_and_gradient_swap_in(number)
         zero.optimizer.state[flat] = {
             "step": torch.tensor(float(step), dtype=torch.float32),
             "exp_avg": torch.zeros_like(flat),
             "exp_avg_sq": torch.zeros_like(flat),
         }
+        if on_nvme:
+            zero._optimizer_states_and_gradient_swap_out(number)
 
 
 def _hex_of_ranks(state: torch.Tensor) -> list[str]:

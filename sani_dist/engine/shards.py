@@ -50,9 +50,9 @@ class LiveShard:
 def local_shards(model: nn.Module) -> Iterator[LiveShard]:
     """This rank's shard of every parameter of `model`, tied parameters once, in the order of `named_parameters`.
 
-    Under ZeRO-3 `values` is the rank's partition without its padding. A parameter that ZeRO-3 keeps gathered (it is at most
-    `stage3_param_persistence_threshold` elements) is released first, so that the next forward gathers what was written
-    here. Without DeepSpeed there is one shard with all elements of the parameter.
+    Under ZeRO-3 `values` is the rank's partition without its padding. Every other copy that ZeRO-3 keeps of the parameter is dropped
+    first (`release`), so that the next forward gathers what was written here. Without DeepSpeed there is one shard with all
+    elements of the parameter.
     """
     parameter: Any  # DeepSpeed adds the ds_ attributes
     for name, parameter in model.named_parameters():
@@ -61,7 +61,7 @@ def local_shards(model: nn.Module) -> Iterator[LiveShard]:
             yield LiveShard(shard, parameter.data.view(-1))
             continue
         release(parameter)
-        # The process group of the parameter, not the world's: with MiCS or hpZ they differ.
+        # The process group of the parameter, not the world's: with MiCS they differ.
         world_size, rank = parameter.ds_process_group.size(), parameter.ds_process_group.rank()
         start, stop = partition(parameter.ds_numel, world_size, rank)
         shard = Shard(name, tuple(parameter.ds_shape), start, stop, parameter.dtype)
@@ -69,8 +69,13 @@ def local_shards(model: nn.Module) -> Iterator[LiveShard]:
 
 
 def release(parameter: Any) -> None:
-    """Drop the gathered copy of a ZeRO-3 parameter, if there is one, so that its partition is the only truth."""
+    """Drop what ZeRO-3 keeps of a parameter beside its partition, so that this is the only truth.
+
+    These are the gathered parameter, kept when it has at most `stage3_param_persistence_threshold` elements, and hpZ's second partition
+    over the ranks of a node, which DeepSpeed itself drops at an optimizer step only.
+    """
     if parameter.ds_status.name == "AVAILABLE":
         # A backward that ends at activations never tells the modules before them that it is over.
         parameter.ds_active_sub_modules.clear()
         parameter.partition(has_been_updated=False)
+    parameter.ds_secondary_tensor = None

@@ -55,6 +55,14 @@ def read_ds_config(path: Path | None, dtype: torch.dtype) -> dict[str, Any]:
             raise InputError(
                 f"cluster.ds_config: {path}: remove {key!r}; it follows from `repair` in the run's settings"
             )
+    if zero.get("zero_quantized_weights") or zero.get("zero_quantized_nontrainable_weights"):
+        raise InputError(f"cluster.ds_config: {path}: forward would see rounded weights, and the audit another model")
+    if (zero.get("offload_param") or {}).get("device") == "nvme":
+        raise InputError(
+            f"cluster.ds_config: {path}: shards have to be in memory to be edited; set offload_param.device to cpu"
+        )
+    # torch's fused AdamW on CPU tensors is as fast as DeepSpeed's, needs no compiler, and is the same with and without offload.
+    config["zero_force_ds_cpu_optimizer"] = False
     config["bf16"] = {"enabled": dtype == torch.bfloat16}
     config["train_micro_batch_size_per_gpu"] = 1
     config.setdefault("steps_per_print", 10**9)
@@ -153,8 +161,6 @@ def load_sharded(folder: Path, ds_config: dict[str, Any], dtype: torch.dtype) ->
     Peak memory of a rank is its shards plus one buffer. Where the stored tensors are not the model's parameters one to one,
     transformers loads and converts them, whole on each rank, and a log line says so.
     """
-    import deepspeed
-
     checkpoint = Checkpoint(folder)
     config = read_model_config(folder)
     model = build_empty(config, dtype)
@@ -164,12 +170,29 @@ def load_sharded(folder: Path, ds_config: dict[str, Any], dtype: torch.dtype) ->
             "the stored tensors need transformers' weight conversion: loading through transformers, unstreamed"
         )
         return _load_through_transformers(folder, ds_config, dtype)
-    _partition_empty(model, deepspeed.zero.Init(module=nn.Module(), config_dict_or_path=ds_config, dtype=dtype), dtype)
+    _partition_empty(model, _converter(ds_config, dtype), dtype)
     for live in local_shards(model):
         checkpoint.read_into(names[live.shard.name], live.shard.start, live.shard.stop, live.values)
     model.to(distributed.device())  # buffers; parameters are empty outside a forward
     model.eval()
     return model
+
+
+def _converter(ds_config: dict[str, Any], dtype: torch.dtype) -> Any:
+    """DeepSpeed's `Init`, used to convert parameters one by one. Raises InputError when hpZ's groups do not fit the world size."""
+    import deepspeed
+    from deepspeed.utils import groups
+
+    group_size = ds_config["zero_optimization"].get("zero_hpz_partition_size", 1)
+    if group_size < distributed.world_size() and distributed.world_size() % group_size:
+        raise InputError(
+            f"cluster.ds_config: zero_hpz_partition_size {group_size} does not divide {distributed.world_size()} workers"
+        )
+    # hpZ's groups are made once in a process; another model of the same run takes those that are there.
+    return deepspeed.zero.Init(
+        module=nn.Module(), config_dict_or_path=ds_config, dtype=dtype,
+        zero_param_parallel_group=groups._get_zero_param_intra_parallel_group(),
+    )  # fmt: skip
 
 
 def _partition_empty(model: PreTrainedModel, converter: Any, dtype: torch.dtype) -> None:
@@ -281,12 +304,6 @@ class Engine:
         arguments: dict[str, Any] = {
             "lr": settings.learning_rate, "betas": settings.betas, "weight_decay": settings.weight_decay
         }  # fmt: skip
-        offload = self.ds_config["zero_optimization"].get("offload_optimizer", {}).get("device", "none")
-        if self.device.type == "cuda" and offload != "none":
-            from deepspeed.ops.adam import DeepSpeedCPUAdam
-
-            offloaded: torch.optim.Optimizer = DeepSpeedCPUAdam(self.module.parameters(), adamw_mode=True, **arguments)
-            return offloaded
         return torch.optim.AdamW(self.module.parameters(), fused=True, **arguments)
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +30,18 @@ def run_ranks(workers: int, function: str, folder: Path, **arguments: Any) -> No
                 subprocess.Popen(command, env=variables, cwd=ROOT, stdout=stream, stderr=subprocess.STDOUT)
             )
     try:
-        codes = [_wait(process, processes) for process in processes]
+        end = time.monotonic() + SECONDS
+        # One that has failed ends the wait: the others would wait for it in a collective.
+        while any(p.poll() is None for p in processes) and not any(p.poll() for p in processes):
+            assert time.monotonic() < end, f"no end in {SECONDS} s"
+            time.sleep(0.05)
     finally:
         for process in processes:
             if process.poll() is None:
                 process.kill()
+    codes = [process.wait() for process in processes]
     tails = "\n".join(f"--- {log.name}\n{log.read_text()[-3000:]}" for log, c in zip(logs, codes, strict=True) if c)
     assert codes == [0] * workers, f"exit codes {codes}\n{tails}"
-
-
-def _wait(process: subprocess.Popen[bytes], others: list[subprocess.Popen[bytes]]) -> int:
-    code = process.wait(SECONDS)
-    if code:  # the others would wait for it in a collective
-        for other in others:
-            other.kill()
-    return code
 
 
 def main() -> None:

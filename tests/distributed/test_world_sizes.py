@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from sani_dist.config import CorpusSettings, RepairSettings
-from sani_dist.corpus.prepare import prepare
+from sani_dist.config import RepairSettings
 from sani_dist.corpus.rows import PackedRows
 from sani_dist.erase import Plan
 from sani_dist.files import file_sha256
@@ -32,27 +30,6 @@ REPAIR = {
 
 # Some of the sensitive tokens of an untrained model are above it.
 FLOOR = {"unlikelihood": 0.5, "floor": 0.003}
-
-
-@pytest.fixture(scope="module")
-def tokens(corpus: dict[str, str], tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A part of the corpus as packed rows: enough for rows with several documents and documents in several rows."""
-    folder = tmp_path_factory.mktemp("small")
-    for name, lines in (("notes", 9), ("general", 15)):
-        text = Path(corpus[name]).read_text().splitlines(keepends=True)[:lines]
-        (folder / f"{name}.jsonl").write_text("".join(text))
-    settings = CorpusSettings.model_validate(
-        {
-            "source": str(folder / "notes.jsonl"), "general": str(folder / "general.jsonl"), "spans": "spans",
-            "detect": [{"name": "annotations"}], "row_length": 96,
-        }
-    )  # fmt: skip
-    prepare(settings, tiny_tokenizer, folder, b"k" * 32)
-    found = folder / "tokens" / "epoch-000"
-    rows = PackedRows(found / "repair.arrow")
-    assert len(rows) >= 4
-    assert any(len(list(plain.documents_of(rows, row))) > 1 for row in range(len(rows)))
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -128,6 +128,50 @@ def asked_by_harness(folder: Path, *, model: str, ds_config: str, tasks: list[st
     _write(folder / "harness.json", lambda path: path.write_text(json.dumps(found)))
 
 
+def under_ds_configs(
+    folder: Path, *, files: dict[str, str], model: str, tokens: str, repair: dict[str, Any], erase: dict[str, Any]
+) -> None:
+    """Under each DeepSpeed file: erase between two forward passes, then train two steps, and once more the second from a checkpoint."""
+    rows = {name: PackedRows(Path(tokens) / f"{name}.arrow") for name in ("repair", "general_train")}
+    for name, file in files.items():
+        (folder / name).mkdir(exist_ok=True)
+        ds_config = read_ds_config(Path(file), torch.bfloat16)
+        _stop_and_go_on(
+            folder / name, ds_config, Path(model), rows, RepairSettings.model_validate(repair), EraseSettings.model_validate(erase)
+        )  # fmt: skip
+
+
+def _stop_and_go_on(
+    folder: Path, ds_config: dict[str, Any], model: Path, rows: dict[str, PackedRows], repair: RepairSettings, erase: EraseSettings
+) -> None:  # fmt: skip
+    losses: list[float] = []
+    for part in ("undisturbed", "resumed"):
+        engine = Engine(load_sharded(model, ds_config, torch.bfloat16), ds_config)
+        engine.for_inference()
+        plan = select(engine, rows["repair"], rows["general_train"], erase, source_sha256="source")
+        before = score(engine, rows["repair"], micro_rows=2)  # gathers, and copies, what is edited next
+        apply(local_shards(engine.model), last_mlps(engine.model, erase.layers), plan)
+        after = score(engine, rows["repair"], micro_rows=2)
+        if part == "undisturbed":
+            _write(folder / "scores.npz", partial(_write_scores, before=before, after=after))
+            export(local_shards(engine.model), model, folder / "erased", dtype=torch.bfloat16)
+        engine.for_training(repair)
+        state = load_newest(folder / "checkpoints", engine, INPUTS) or State(0, INPUTS)
+        train(
+            engine, rows["repair"], rows["general_train"], repair, state,
+            stop=lambda state: state.step == 2,
+            save=partial(_save_the_first, folder / "checkpoints", engine),
+            report=lambda progress: losses.append(progress.loss),
+        )  # fmt: skip
+        export(local_shards(engine.model), model, folder / part, dtype=torch.bfloat16)
+    _write(folder / "losses.json", lambda path: path.write_text(json.dumps(losses)))
+
+
+def _save_the_first(folder: Path, engine: Engine, state: State) -> None:
+    if state.step == 1:
+        save(folder, engine, state)
+
+
 def first_step_gradient(
     folder: Path, *, model: str, ds_config: str, tokens: str, repair: dict[str, Any], checkpointing: bool
 ) -> None:
