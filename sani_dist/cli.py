@@ -296,6 +296,35 @@ def doctor(
 
 
 @app.command()
+def plan(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="config.json of a model, or its folder; weights need not be there")],
+    gpus: Annotated[int, typer.Option(min=1, help="how many, over all nodes")],
+    gpu: Annotated[str, typer.Option(help="a100, h100, h200 or b200")],
+    row_length: Annotated[int, typer.Option(min=16, help="corpus.row_length")] = 512,
+    micro_rows: Annotated[int, typer.Option(min=1, help="repair.micro_rows")] = 1,
+    batch_rows: Annotated[int | None, typer.Option(min=1, help="repair.batch_rows; default: one micro-batch on each GPU")] = None,
+    ds_config: Annotated[Path | None, typer.Option(help="a DeepSpeed file of your own, beside those of ds_configs/")] = None,
+    tokens: Annotated[float, typer.Option(min=1, help="of the text, times the epochs")] = 1e8,
+    price: Annotated[float | None, typer.Option(min=0, help="of one GPU for an hour")] = None,
+) -> None:  # fmt: skip
+    """Memory of each GPU, time and cost of repair, and which ds_config fits, before any GPU is paid for. Loads no weights.
+
+    Example: `sani-dist plan ./model --gpus 64 --gpu h100`
+    """
+    from sani_dist.capacity import GPUS, Job, estimate, read_shape, show, supplied
+    from sani_dist.engine.zero3 import read_ds_config
+
+    if gpu not in GPUS:
+        raise InputError(f"--gpu: expected one of {', '.join(GPUS)}")
+    shape = read_shape(model, row_length, micro_rows)
+    if ds_config is not None:
+        read_ds_config(ds_config, shape.dtype)
+    job = Job(GPUS[gpu], gpus, batch_rows or gpus * micro_rows)
+    estimates = [estimate(shape, job, path) for path in [*supplied(), *([ds_config] if ds_config else [])]]
+    show(console, shape, job, estimates, tokens, price)
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="new folder for the demo")] = Path("demo-run"),
     seed: Annotated[int, typer.Option(help="of the notes, the training and the erasing")] = 0,

@@ -1,7 +1,9 @@
-"""Packed rows that the ranks of several tests read."""
+"""What the ranks of several tests read: packed rows, a model, DeepSpeed files."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ from sani_dist.config import CorpusSettings
 from sani_dist.corpus.prepare import prepare
 from sani_dist.corpus.rows import PackedRows
 
+from .. import tiny
 from . import plain
+from .ranks import ROOT
 
 
 @pytest.fixture(scope="session")
@@ -33,3 +37,24 @@ def tokens(corpus: dict[str, str], tiny_tokenizer: Any, tmp_path_factory: pytest
     assert len(rows) >= 4
     assert any(len(list(plain.documents_of(rows, row))) > 1 for row in range(len(rows)))
     return found
+
+
+@pytest.fixture(scope="session")
+def wide_vocabulary(tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Embeddings of 2.7e5 elements: no file keeps them gathered, and masters make 1 MiB a rank, below which nothing goes to NVMe."""
+    return tiny.save(tiny.llama(9973), tiny_tokenizer, tmp_path_factory.mktemp("wide"))
+
+
+@pytest.fixture(scope="session")
+def changed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """A supplied file with other values in its section `zero_optimization`; returns its path."""
+    folder = tmp_path_factory.mktemp("changed")
+
+    def change(name: str, **values: Any) -> str:
+        document = json.loads((ROOT / "ds_configs" / name).read_text())
+        document["zero_optimization"].update(values)
+        path = folder / f"{len(list(folder.iterdir()))}-{name}"
+        path.write_text(json.dumps(document))
+        return str(path)
+
+    return change

@@ -20,7 +20,6 @@ from sani_dist.engine.zero3 import read_ds_config
 from sani_dist.errors import InputError
 from sani_dist.files import file_sha256
 
-from .. import tiny
 from . import plain
 from .ranks import ROOT, run_ranks
 
@@ -31,26 +30,6 @@ REPAIR = {
     "epochs": 2, "batch_rows": 6, "micro_rows": 2, "retain": 0.5, "learning_rate": 1e-3, "warmup": 0, "seed": 11, "checkpoint_every": 1,
 }  # fmt: skip
 ERASE = {"layers": 2, "fraction": 0.3, "select": "random", "reset": "zero", "seed": 3}
-
-
-@pytest.fixture(scope="module")
-def wide_vocabulary(tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Embeddings of 2.7e5 elements: no file keeps them gathered, and masters make 1 MiB a rank, below which nothing goes to NVMe."""
-    return tiny.save(tiny.llama(9973), tiny_tokenizer, tmp_path_factory.mktemp("wide"))
-
-
-@pytest.fixture(scope="module")
-def changed(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
-    """A supplied file with other values in its section `zero_optimization`; returns its path."""
-    folder = tmp_path_factory.mktemp("changed")
-
-    def change(name: str, **values: Any) -> str:
-        document = json.loads((FOLDER / name).read_text())
-        document["zero_optimization"].update(values)
-        (folder / name).write_text(json.dumps(document))
-        return str(folder / name)
-
-    return change
 
 
 @pytest.fixture(scope="module")

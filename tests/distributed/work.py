@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
+import itertools
 import json
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -170,6 +173,38 @@ def _stop_and_go_on(
 def _save_the_first(folder: Path, engine: Engine, state: State) -> None:
     if state.step == 1:
         save(folder, engine, state)
+
+
+def allocated(folder: Path, *, files: dict[str, str], model: str, tokens: str, repair: dict[str, Any]) -> None:
+    """Bytes that this rank's tensors hold after a step, under each DeepSpeed file and dtype: by what they are for, and all together."""
+    rows = {name: PackedRows(Path(tokens) / f"{name}.arrow") for name in ("repair", "general_train")}
+    settings = RepairSettings.model_validate(repair)
+    for (name, file), (called, dtype) in itertools.product(files.items(), DTYPES.items()):
+        before = _bytes(t for t in gc.get_objects() if isinstance(t, torch.Tensor))
+        ds_config = read_ds_config(Path(file), dtype)
+        engine = Engine(load_sharded(Path(model), ds_config, dtype), ds_config)
+        engine.for_training(settings)
+        train(
+            engine, rows["repair"], rows["general_train"], settings, State(0, INPUTS), stop=lambda state: state.step == 1
+        )  # fmt: skip
+        zero = engine.ds.optimizer
+        states = [t for state in zero.optimizer.state.values() for t in state.values() if t.dim()]
+        found = {
+            "weights": _bytes(p.ds_tensor for p in engine.model.parameters()),
+            "gradients": _bytes([zero.grad_partitions_flat_buffer]),
+            "masters": _bytes(zero.fp32_partitioned_groups_flat),
+            "moments": _bytes(states),
+            "all": _bytes(t for t in gc.get_objects() if isinstance(t, torch.Tensor)) - before,
+        }
+        (folder / f"{name}-{called}-{distributed.rank()}.json").write_text(json.dumps(found))
+        engine.ds.optimizer.destroy()
+        del engine, zero, states
+        gc.collect()
+
+
+def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Of all memory that these hold, each piece once."""
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
 def first_step_gradient(
