@@ -346,6 +346,10 @@ class ClusterSettings(Settings):
     threads: Annotated[int, Field(ge=1)] | None = Field(
         None, description="threads of each worker; default: cores / workers"
     )
+    timeout_seconds: Annotated[int, Field(ge=1)] = Field(
+        1800,
+        description="how long a rank waits for the others in a collective before the run fails and names who did not come",
+    )
     ds_config: Path | None = Field(None, description="DeepSpeed JSON; default: ds_configs/zero3.json of the package")
     # What follows is read by launcher: ray alone.
     address: str | None = Field(

@@ -147,7 +147,7 @@ def torch_dtype(config: Config) -> torch.dtype:
 
 def work(run: Run) -> bool:
     """All stages after `prepare` that are not done yet, on this rank of the process group. False: a signal stopped the run early."""
-    distributed.start(run.config.cluster.threads)
+    distributed.start(run.config.cluster.threads, run.config.cluster.timeout_seconds)
     try:
         worker = _Worker(run)
         try:

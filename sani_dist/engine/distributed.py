@@ -13,14 +13,16 @@ import torch.distributed as dist
 
 from sani_dist.errors import InputError, RunError
 
-TIMEOUT = timedelta(minutes=30)
 T = TypeVar("T")
 
+_timeout = timedelta(minutes=30)
 
-def start(threads: int | None) -> None:
+
+def start(threads: int | None, timeout_seconds: int = 1800) -> None:
     """Join the process group that the launcher described in RANK, WORLD_SIZE, LOCAL_RANK and MASTER_ADDR/PORT.
 
     `threads`: CPU threads of this process; launchers set OMP_NUM_THREADS differently, and sums depend on it.
+    `timeout_seconds`: how long a rank waits for others, here and in a collective.
     Raises InputError when the launcher's variables contradict each other, RunError when DeepSpeed or torch see other ones.
     """
     # torch 2.13 warns once for every collective DeepSpeed 0.19.8 starts on tensors it considers deprecated.
@@ -34,10 +36,18 @@ def start(threads: int | None) -> None:
     from deepspeed.accelerator import get_accelerator
 
     torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // ranks_of_this_host()))
+    global _timeout
+    _timeout = timedelta(seconds=timeout_seconds)
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     if torch.cuda.is_available():
         get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))
-    deepspeed.init_distributed(dist_backend=backend, timeout=TIMEOUT, verbose=False)
+    try:
+        deepspeed.init_distributed(dist_backend=backend, timeout=_timeout, verbose=False)
+    except dist.DistError as error:
+        raise RunError(
+            f"the {os.environ['WORLD_SIZE']} ranks did not come together at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} "
+            f"within {timeout_seconds} s (cluster.timeout_seconds): were all started, and do all reach that address?"
+        ) from error
     seen = {
         "the launcher": (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])),
         "DeepSpeed": (deepspeed.comm.get_rank(), deepspeed.comm.get_world_size()),
@@ -46,6 +56,12 @@ def start(threads: int | None) -> None:
     if len(set(seen.values())) != 1:
         told = ", ".join(f"{who} says rank {rank} of {size}" for who, (rank, size) in seen.items())
         raise RunError(f"{told}: start all ranks with one launcher")
+
+
+def limit_waiting() -> None:
+    """Give every process group the timeout of `start`: those that DeepSpeed makes of the world's have torch's own, of 10 or 30 minutes."""
+    for group in list(dist.distributed_c10d._world.pg_map):
+        dist.distributed_c10d._set_pg_timeout(_timeout, group)
 
 
 def check_launcher(environment: Mapping[str, str]) -> None:

@@ -285,6 +285,7 @@ class Engine:
 
         if self.ds is None:
             self.ds, *_ = deepspeed.initialize(model=self.module, config=self.ds_config)
+            distributed.limit_waiting()
         self.module.eval()
 
     def for_training(self, settings: RepairSettings) -> None:
@@ -298,6 +299,7 @@ class Engine:
         config["gradient_accumulation_steps"] = self.accumulation
         config["gradient_clipping"] = settings.clip
         self.ds, *_ = deepspeed.initialize(model=self.module, optimizer=self._optimizer(settings), config=config)
+        distributed.limit_waiting()
         self.module.train()
 
     def _optimizer(self, settings: RepairSettings) -> torch.optim.Optimizer:

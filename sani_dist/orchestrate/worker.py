@@ -8,6 +8,7 @@ written as one line to `logs/rank-N.error`, the traceback to the log of the rank
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import threading
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from sani_dist.errors import InputError, RunError, SaniError
+from sani_dist.orchestrate import watchdog
+from sani_dist.orchestrate.watchdog import error_file
 
 if TYPE_CHECKING:
     from sani_dist.config import Config
@@ -32,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     rank, name = os.environ.get("RANK", "0"), chosen.run
     folder: Path = name if name.is_dir() else chosen.out
     try:
-        _error_file(folder, rank).unlink(missing_ok=True)
+        error_file(folder, rank).unlink(missing_ok=True)
         _work(chosen, folder)
         return 0
     except SaniError as error:
@@ -41,10 +44,22 @@ def main(arguments: list[str] | None = None) -> int:
         return error.exit_code
     except Exception as error:
         traceback.print_exc()
-        log = folder / "logs" / f"rank-{rank}.log"
-        where = log if log.exists() else f"what rank {rank} printed"
-        _leave(folder, rank, f"{type(error).__name__}; the traceback is in {where}")
+        _leave(folder, rank, _line(folder, rank, error))
         return 3
+
+
+def _line(folder: Path, rank: str, error: Exception) -> str:
+    from sani_dist.run import Run
+
+    with contextlib.suppress(SaniError, OSError):
+        seconds = Run.open(folder).config.cluster.timeout_seconds
+        ranks = int(os.environ.get("WORLD_SIZE", "1"))
+        if line := watchdog.explain(folder, int(rank), ranks, seconds, error):
+            print(f"rank {rank}: {line}", file=sys.stderr)
+            return line
+    log = folder / "logs" / f"rank-{rank}.log"
+    where = log if log.exists() else f"what rank {rank} printed"
+    return f"{type(error).__name__}; the traceback is in {where}"
 
 
 def run_as_process() -> NoReturn:
@@ -98,6 +113,7 @@ def _work(chosen: argparse.Namespace, folder: Path) -> None:
         else:
             _wait_for_prepare(folder)
     run = Run.open(folder)
+    watchdog.answer(folder, int(os.environ.get("RANK", "0")))
     finished = pipeline.work(run)
     if not finished:
         raise RunError(f"stopped by a signal after a checkpoint: `sani-dist resume {folder}` goes on from there")
@@ -136,12 +152,8 @@ def _wait_for_prepare(folder: Path) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def _error_file(folder: Path, rank: str) -> Path:
-    return folder / "logs" / f"rank-{rank}.error"
-
-
 def _leave(folder: Path, rank: str, line: str) -> None:
-    path = _error_file(folder, rank)
+    path = error_file(folder, rank)
     if path.parent.is_dir():  # settings may be refused before there is a run folder
         path.write_text(line + "\n")
 
