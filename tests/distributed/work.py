@@ -161,7 +161,7 @@ def _stop_and_go_on(
         engine.for_training(repair)
         state = load_newest(folder / "checkpoints", engine, INPUTS) or State(0, INPUTS)
         train(
-            engine, rows["repair"], rows["general_train"], repair, state,
+            engine, [rows["repair"]], rows["general_train"], repair, state,
             stop=lambda state: state.step == 2,
             save=partial(_save_the_first, folder / "checkpoints", engine),
             report=lambda progress: losses.append(progress.loss),
@@ -185,7 +185,7 @@ def allocated(folder: Path, *, files: dict[str, str], model: str, tokens: str, r
         engine = Engine(load_sharded(Path(model), ds_config, dtype), ds_config)
         engine.for_training(settings)
         train(
-            engine, rows["repair"], rows["general_train"], settings, State(0, INPUTS), stop=lambda state: state.step == 1
+            engine, [rows["repair"]], rows["general_train"], settings, State(0, INPUTS), stop=lambda state: state.step == 1
         )  # fmt: skip
         zero = engine.ds.optimizer
         states = [t for state in zero.optimizer.state.values() for t in state.values() if t.dim()]
