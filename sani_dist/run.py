@@ -55,7 +55,6 @@ class Run:
         key.write_bytes(secrets.token_bytes(32))
         for name in ("logs", "corpus", "tokens", "audit", "erase", "repair"):
             (folder / name).mkdir(exist_ok=True)
-        _write_atomically(folder / "config.yaml", yaml.safe_dump(config_to_mapping(config), sort_keys=False))
         packages = ("torch", "deepspeed", "transformers", "sani_dist")
         run = cls(folder, config)
         versions = {package: version(package) for package in packages}
@@ -67,6 +66,8 @@ class Run:
             started=time.time(),
             status="started",
         )
+        # Last: a folder with settings is a run.
+        _write_atomically(folder / "config.yaml", yaml.safe_dump(config_to_mapping(config), sort_keys=False))
         return run
 
     @classmethod
