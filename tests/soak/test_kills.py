@@ -12,8 +12,8 @@ import itertools
 import json
 import os
 import random
+import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -105,7 +105,7 @@ def _kill(undisturbed: Undisturbed, folder: Path, log: Path, stage: str, draw: r
                 left.wait(SECONDS)
         if code != 0 and not done:
             return moment, "everything" if rank is None else f"rank of {len(ranks)}"
-        subprocess.run(["rm", "-rf", str(folder)], check=True)
+        shutil.rmtree(folder)
 
 
 def _whole(folder: Path) -> str:
