@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from sani_dist.config import RepairSettings
 from sani_dist.engine import distributed
+from sani_dist.engine.attention import attend_by_document
 from sani_dist.engine.safetensors_files import Checkpoint
 from sani_dist.engine.shards import local_shards
 from sani_dist.errors import InputError
@@ -267,6 +268,7 @@ class Engine:
     """A sharded model and the DeepSpeed engine around it."""
 
     def __init__(self, model: PreTrainedModel, ds_config: dict[str, Any]) -> None:
+        attend_by_document(model)
         self.model = model
         self.module = CausalModel(model)
         self.ds_config = ds_config

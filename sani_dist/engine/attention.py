@@ -1,0 +1,86 @@
+"""Attention of packed rows, a document at a time.
+
+For rows of several documents transformers makes a mask of tokens x tokens, and `scaled_dot_product_attention` computes all of it. A
+document that is attended by itself needs no mask, so kernels leave out what is not causal: with three documents to a row a sixth of
+the work. Whether a mask says no more than that is read off the mask, once in a forward; any other mask, such as that of a sliding
+window or one that an audit brings, is used as it is. On GPUs, where many small kernels would wait for each other, all are.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, NamedTuple
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+NAME = "sdpa_by_document"
+
+
+class Part(NamedTuple):
+    """Tokens [start, end) of a row: one document, or (`single`) documents of one token each, as padding is."""
+
+    row: int
+    start: int
+    end: int
+    single: bool
+
+
+def attend_by_document(model: PreTrainedModel) -> None:
+    """Let `model` do so, if its attention is transformers' `sdpa` and can be exchanged."""
+    if model.config._attn_implementation == "sdpa" and model._supports_attention_backend:
+        model.set_attn_implementation(NAME)
+
+
+def parts_of(mask: torch.Tensor) -> list[Part] | None:
+    """The documents that `mask`, bool [rows, 1, tokens, tokens], keeps apart and is causal within; None if it says anything else."""
+    token = torch.arange(mask.shape[-1])
+    first = token - mask[:, 0].sum(dim=-1) + 1  # that each token sees, if it sees itself and its neighbours before
+    if bool((first > token).any()) or not torch.equal(
+        mask[:, 0], (token >= first[..., None]) & (token <= token[:, None])
+    ):
+        return None
+    if not torch.equal(first.gather(1, first), first) or bool((first.diff() < 0).any()):
+        return None  # the first token sees others before it
+    parts: list[Part] = []
+    for row, firsts in enumerate(first):
+        starts = (firsts == token).nonzero()[:, 0].tolist()
+        for start, end in itertools.pairwise([*starts, len(token)]):
+            single = end - start == 1
+            if single and start and parts[-1].single:
+                start = parts.pop().start
+            parts.append(Part(row, start, end, single))
+    return parts
+
+
+def _mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
+    """transformers' own, with its documents beside it."""
+    mask: torch.Tensor | None = sdpa_mask(*args, **kwargs)
+    if mask is not None and mask.device.type == "cpu" and mask.dtype == torch.bool:
+        mask.parts = parts_of(mask)  # type: ignore[attr-defined]
+    return mask
+
+
+def _attend(
+    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, **kwargs: Any
+) -> tuple[torch.Tensor, None]:  # fmt: skip
+    """query, key, value: [rows, heads, tokens, head_dim] -> [rows, tokens, heads, head_dim]."""
+    parts = getattr(mask, "parts", None)
+    if parts is None or kwargs.get("position_bias") is not None:
+        whole: tuple[torch.Tensor, None] = sdpa_attention_forward(module, query, key, value, mask, **kwargs)
+        return whole
+    attended = []
+    for row, start, end, single in parts:
+        q, k, v = (states[row : row + 1, :, start:end] for states in (query, key, value))
+        if single:
+            # As rows of one token: queries and keys keep a gradient, of zero, which the other ranks wait for.
+            q, k, v = (states.transpose(0, 2) for states in (q, k, v))
+        states = sdpa_attention_forward(module, q, k, v, None, **kwargs)[0]
+        attended.append(states.transpose(0, 1) if single else states)
+    return torch.cat(attended, dim=1).view(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None
+
+
+AttentionInterface.register(NAME, _attend)
+AttentionMaskInterface.register(NAME, _mask)
