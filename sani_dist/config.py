@@ -200,6 +200,12 @@ class Objectives(Settings):
         return self
 
 
+class LastLayers(Settings):
+    """Of a model's layers, the last ones."""
+
+    last: Annotated[int, Field(ge=1)]
+
+
 class RepairSettings(Settings):
     """Fine-tuning with sensitive tokens left out of the loss."""
 
@@ -208,6 +214,10 @@ class RepairSettings(Settings):
     retain: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="share of rows of general text in each batch")
     batch_rows: Annotated[int, Field(ge=1)] = Field(8, description="rows of a step over all workers")
     micro_rows: Annotated[int, Field(ge=1)] = Field(1, description="rows of one forward pass of one worker")
+    trainable: Literal["all"] | LastLayers = Field(
+        "all",
+        description="`last: N`: only the last N layers; what is below runs once and is kept on disk until they are trained",
+    )
     learning_rate: Annotated[float, Field(gt=0)] = 5e-5
     warmup: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.1, description="share of the steps with a rising learning rate"

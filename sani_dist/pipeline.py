@@ -8,6 +8,7 @@ loads the source, applies the plan, and goes on.
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -33,6 +34,7 @@ from sani_dist.engine.checkpoint import State, check_checkpoints, load_newest, s
 from sani_dist.engine.export import export
 from sani_dist.engine.safetensors_files import Checkpoint, read_range
 from sani_dist.engine.shards import LiveShard, Shard, local_shards, partition
+from sani_dist.engine.trunk import Trunk
 from sani_dist.engine.zero3 import (
     Engine,
     base_checkpoint,
@@ -48,7 +50,7 @@ from sani_dist.erase.structure import Mlp, last_mlps
 from sani_dist.errors import InputError
 from sani_dist.files import file_sha256
 from sani_dist.metrics import Metrics
-from sani_dist.repair import Progress, train
+from sani_dist.repair import Progress, places_of, states_below, train
 from sani_dist.repair.schedule import Schedule
 from sani_dist.report import write_report
 from sani_dist.report.redact import redacted
@@ -80,7 +82,10 @@ def check(config: Config) -> dict[str, Any]:
     for name, other in (("audit.reference", config.audit.reference), ("attack.gold", config.attack.gold)):
         if other is not None:
             _check_other(name, other, tokenizer, dtype)
+    if config.repair.trainable != "all":
+        Trunk(model, config.repair.trainable.last).freeze(model)
     parameters = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return {
         "architecture": type(model).__name__,
         "parameters": parameters,
@@ -89,9 +94,9 @@ def check(config: Config) -> dict[str, Any]:
         "streamed": stored_names(model, checkpoint) is not None,
         "model_bytes": parameters * dtype.itemsize,
         # Two checkpoints of masters and two moments in fp32, and the exported model.
-        "disk_bytes": parameters * (12 * 2 + dtype.itemsize) if config.repair.epochs else parameters * dtype.itemsize,
+        "disk_bytes": parameters * dtype.itemsize + (trained * 12 * 2 if config.repair.epochs else 0),
         # Weights and gradients in the run's precision, masters and two moments in fp32.
-        "training_bytes": parameters * (2 * dtype.itemsize + 12),
+        "training_bytes": parameters * dtype.itemsize + trained * (dtype.itemsize + 12),
     }
 
 
@@ -328,15 +333,24 @@ class _Worker:
     def _repair(self, pending: bool) -> bool:
         """Train, or load what was trained. False when a signal stopped it before its end."""
         settings, folder = self.config.repair, self.run.path("repair", "checkpoints")
-        self.engine.for_training(settings)
-        inputs = self.run.inputs_sha256("repair")
-        state = load_newest(folder, self.engine, inputs) or State(0, inputs)
+        inputs, trunk = self.run.inputs_sha256("repair"), self.run.path("repair", "trunk")
+        if settings.trainable != "all":
+            self.engine.freeze_trunk(settings.trainable.last)
         if not pending:
+            self.engine.for_training(settings)
+            load_newest(folder, self.engine, inputs)
             return True
         retain = self._rows("general_train")
-        texts = [self._needed_rows("repair", text) for text in settings.text_of_epochs]
+        opened = {text: self._needed_rows("repair", text) for text in settings.text_of_epochs}
+        texts = [opened[text] for text in settings.text_of_epochs]
+        states = None
+        if settings.trainable != "all":
+            states = states_below(self.engine, places_of(settings, texts, retain), trunk, inputs)
+        self.engine.for_training(settings)
+        state = load_newest(folder, self.engine, inputs) or State(0, inputs)
         state = train(
             self.engine, texts, retain, settings, state,
+            states=states,
             stop=lambda _: self.stopping,
             save=lambda reached: save(folder, self.engine, reached),
             report=self._report_step,
@@ -344,6 +358,8 @@ class _Worker:
         # Not `self.stopping`: a signal reaches the ranks at different moments, and the state is the same on all.
         if state.step < Schedule(settings, texts, retain).steps:
             return False
+        if self.first:
+            shutil.rmtree(trunk, ignore_errors=True)
         self._done("repair", [folder / f"step-{state.step:06d}" / "state.json"])
         return True
 

@@ -28,7 +28,15 @@ SCHEMA = 1
 ORDER = ("prepare", "audit-before", "erase", "repair", "audit-after", "export", "attack", "report")
 STAGES = tuple(stage for stage in ORDER if stage != "attack")
 # What may hold sensitive text or weights that still remember it; `purge` removes it and leaves evidence and model.
-SENSITIVE_CONTENT = ("corpus/documents.parquet", "corpus/review.csv", "tokens", "repair/checkpoints", "key")
+SENSITIVE_CONTENT = (
+    "corpus/documents.parquet",
+    "corpus/review.csv",
+    "tokens",
+    "repair/checkpoints",
+    "repair/trunk",
+    "repair/.tmp-trunk",
+    "key",
+)
 
 PURGED = "(purged)"
 

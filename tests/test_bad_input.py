@@ -95,6 +95,10 @@ def test_more_layers_than_the_model_has(refused: Callable[..., None]) -> None:
     refused("erase.layers: 4, but the model has 3 layers", erase={"layers": 4})
 
 
+def test_no_layer_left_below_those_that_are_trained(refused: Callable[..., None]) -> None:
+    refused("repair.trainable: last 3, but the model has 3 layers", repair={"trainable": {"last": 3}})
+
+
 def test_a_base_of_another_model(refused: Callable[..., None], gpt2_folder: Path, tmp_path: Path) -> None:
     base = {"erase": {"reset": "base"}}
     refused("model.base: its tensors are not those of model.path", model={"base": str(gpt2_folder)}, **base)

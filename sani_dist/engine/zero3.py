@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ from sani_dist.engine import distributed
 from sani_dist.engine.attention import attend_by_document
 from sani_dist.engine.safetensors_files import Checkpoint
 from sani_dist.engine.shards import local_shards
+from sani_dist.engine.trunk import Trunk
 from sani_dist.errors import InputError
 
 # Beside the package in a checkout, inside it in a wheel.
@@ -255,10 +257,19 @@ class CausalModel(nn.Module):
         super().__init__()
         self.body = model.base_model
         self.head = VocabularyHead(model.get_output_embeddings())
+        self.trunk: Trunk | None = None
 
-    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, compute: Callable[..., T]) -> T:
-        """input_ids, position_ids: [rows, tokens]. Positions that restart mark document boundaries for attention."""
-        output = self.body(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+    def forward(self, inputs: torch.Tensor, position_ids: torch.Tensor, compute: Callable[..., T]) -> T:
+        """inputs: token ids [rows, tokens], or what enters the layers above the trunk [rows, tokens, hidden_size].
+
+        position_ids: [rows, tokens]. Positions that restart mark document boundaries for attention.
+        """
+        if inputs.is_floating_point():
+            assert self.trunk is not None
+            with self.trunk.replaced(inputs):
+                output = self.body(inputs_embeds=inputs, position_ids=position_ids, use_cache=False)
+        else:
+            output = self.body(input_ids=inputs, position_ids=position_ids, use_cache=False)
         hidden = output.last_hidden_state
         result: T = self.head(hidden.reshape(-1, hidden.shape[-1]), compute)
         return result
@@ -290,6 +301,24 @@ class Engine:
             distributed.limit_waiting()
         self.module.eval()
 
+    @contextmanager
+    def trunk_alone(self) -> Iterator[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]:
+        """A function of (input_ids, position_ids) that gives what enters the trained layers, by a forward of the layers below."""
+        assert self.module.trunk is not None
+        self.for_inference()
+        with self.module.trunk.recorded() as found:
+
+            def run(input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+                self.forward(input_ids, position_ids, lambda *_: None)
+                return found.pop()
+
+            yield run
+
+    def freeze_trunk(self, trained: int) -> None:
+        """Only the last `trained` layers are trained from here on. Raises InputError when the model has no more than that."""
+        self.module.trunk = Trunk(self.model, trained)
+        self.module.trunk.freeze(self.model)
+
     def for_training(self, settings: RepairSettings) -> None:
         """Build masters and moments from the shards as they are now. Gradient accumulation follows from `batch_rows`."""
         import deepspeed
@@ -308,10 +337,17 @@ class Engine:
         arguments: dict[str, Any] = {
             "lr": settings.learning_rate, "betas": settings.betas, "weight_decay": settings.weight_decay
         }  # fmt: skip
-        return torch.optim.AdamW(self.module.parameters(), fused=True, **arguments)
+        trained = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+        return torch.optim.AdamW(trained, fused=True, **arguments)
 
     def close(self) -> None:
         """Take ZeRO-3's hooks off again: the next `initialize` must not run every hook twice, and what they hold goes with them."""
-        if self.ds is not None:
-            self.ds.optimizer.destroy()
-            self.ds = None
+        if self.ds is None:
+            return
+        self.ds.optimizer.destroy()
+        self.ds = None
+        for module in self.module.modules():
+            # DeepSpeed leaves these behind and takes them up again: backward would go on gathering for the engine that is gone, without
+            # its trace, so every parameter twice.
+            for stale in ("pre_bwd_fn", "post_bwd_fn"):
+                module.__dict__.pop(stale, None)

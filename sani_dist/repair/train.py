@@ -29,6 +29,7 @@ from sani_dist.engine.zero3 import Engine
 from sani_dist.errors import RunError
 from sani_dist.kernels import masked_cross_entropy
 from sani_dist.repair.schedule import Schedule
+from sani_dist.repair.states import Place, States
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ def train(
     settings: RepairSettings,
     state: State,
     *,
+    states: States | None = None,
     stop: Callable[[State], bool] = lambda state: False,
     save: Callable[[State], object] = lambda state: None,
     report: Callable[[Progress], None] = lambda progress: None,
@@ -62,6 +64,7 @@ def train(
         texts: the repair text of each epoch. Empty global batches cannot occur; a rank without rows gets an empty micro-batch and still
             joins.
         retain: general text, or None.
+        states: what enters the trained layers for each row, if those below are frozen.
         stop: asked on every rank after every step; if it is true on any, all stop after a checkpoint.
         save: writes a checkpoint, called every `checkpoint_every` steps, at the end and on stop.
 
@@ -73,16 +76,18 @@ def train(
     saved = state.step
     while state.step < schedule.steps:
         started = time.perf_counter()
-        batches, learnable = _deal(engine, schedule, state.step, texts, retain, settings)
+        micro_batches, learnable = _deal(engine, schedule, state.step, texts, retain, settings)
         rate = schedule.learning_rate(state.step)
         for group in engine.ds.optimizer.param_groups:
             group["lr"] = rate
         loss = torch.zeros((), dtype=torch.float64)
-        for batch in batches:
+        for places in micro_batches:
+            batch = _batch(places, settings.micro_rows, texts[0].row_length)
+            inputs = batch.input_ids if states is None else states.of(places, settings.micro_rows)
             index, target, role, _ = targets(batch, roles=roles)
             normalizer = max(1, learnable) / (distributed.world_size() * engine.accumulation)
             compute = partial(_loss, index, target, role, objectives, normalizer)
-            scaled = engine.ds(batch.input_ids.to(engine.device), batch.position.to(engine.device), compute)
+            scaled = engine.ds(inputs.to(engine.device), batch.position.to(engine.device), compute)
             loss += scaled.detach().double().cpu() / (distributed.world_size() * engine.accumulation)
             engine.ds.backward(scaled)
             if engine.ds.is_gradient_accumulation_boundary():
@@ -97,7 +102,7 @@ def train(
         shared = distributed.sum_over_ranks(wants_stop.to(engine.device)).cpu()
         state = replace(state, loss=float(shared[1]))
         seconds = time.perf_counter() - started
-        tokens = sum(b.input_ids.numel() for b in batches) * distributed.world_size()
+        tokens = len(micro_batches) * settings.micro_rows * texts[0].row_length * distributed.world_size()
         report(
             Progress(
                 state.step, schedule.steps, float(shared[1]), rate, learnable, tokens / seconds, learnable / seconds
@@ -113,28 +118,37 @@ def train(
     return state
 
 
+def places_of(settings: RepairSettings, texts: Sequence[PackedRows], retain: PackedRows | None) -> list[Place]:
+    """Every row that training takes, once, in the order in which it takes them first."""
+    schedule = Schedule(settings, texts, retain)
+    taken = (place for step in range(schedule.steps) for place in _places(schedule, step, texts, retain))
+    return list({(id(text), row): (text, row) for text, row in taken}.values())
+
+
+def _places(schedule: Schedule, step: int, texts: Sequence[PackedRows], retain: PackedRows | None) -> list[Place]:
+    """The global batch of a step."""
+    own, retained = schedule.batch(step)
+    return [(texts[epoch], i) for epoch, i in own] + [(retain, i) for i in retained if retain is not None]
+
+
 def _deal(
     engine: Engine, schedule: Schedule, step: int, texts: Sequence[PackedRows], retain: PackedRows | None, settings: RepairSettings
-) -> tuple[list[Batch], int]:  # fmt: skip
+) -> tuple[list[list[Place]], int]:  # fmt: skip
     """This rank's micro-batches of a step, and the number of learnt tokens in the global batch, from row metadata alone."""
-    own, retained = schedule.batch(step)
-    chosen = [(texts[epoch], i) for epoch, i in own] + [(retain, i) for i in retained if retain is not None]
+    chosen = _places(schedule, step, texts, retain)
     learnable = sum(
         int(rows.learnable[i] + (rows.sensitive[i] if settings.objectives.plain else 0)) for rows, i in chosen
     )
-    batches = []
     ranks, rank, size = distributed.world_size(), distributed.rank(), settings.micro_rows
-    for number in range(engine.accumulation):
-        first = (number * ranks + rank) * size
-        mine = chosen[first : first + size]
-        parts = [rows.batch([i]) for rows, i in mine]
-        if len(parts) < size:
-            parts.append(empty_batch(size - len(parts), texts[0].row_length))
-        batches.append(_stacked(parts))
-    return batches, learnable
+    firsts = ((number * ranks + rank) * size for number in range(engine.accumulation))
+    return [chosen[first : first + size] for first in firsts], learnable
 
 
-def _stacked(parts: list[Batch]) -> Batch:
+def _batch(places: Sequence[Place], rows: int, row_length: int) -> Batch:
+    """Rows of one micro-batch, filled up with empty ones."""
+    parts = [text.batch([row]) for text, row in places]
+    if len(parts) < rows:
+        parts.append(empty_batch(rows - len(parts), row_length))
     return Batch(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Batch)))
 
 

@@ -7,6 +7,7 @@ import importlib
 import itertools
 import json
 from collections.abc import Iterable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,15 @@ from sani_dist.config import AuditSettings, EraseSettings, RepairSettings
 from sani_dist.corpus.rows import PackedRows
 from sani_dist.engine import distributed
 from sani_dist.engine.checkpoint import State, load_newest, save
+from sani_dist.engine.communication import logged
 from sani_dist.engine.export import export
 from sani_dist.engine.shards import local_shards
+from sani_dist.engine.trunk import layers_of
 from sani_dist.engine.zero3 import Engine, load_sharded, read_ds_config
 from sani_dist.erase import apply, select
 from sani_dist.erase.structure import last_mlps
 from sani_dist.errors import RunError
-from sani_dist.repair import train
+from sani_dist.repair import Progress, places_of, states_below, train
 from sani_dist.repair.schedule import Schedule
 
 INPUTS = "the same inputs"
@@ -280,3 +283,83 @@ def _write_scores(path: Path, before: Any, after: Any) -> None:
         path,
         before=before.logprob, before_argmax=before.is_argmax, after=after.logprob, after_argmax=after.is_argmax,
     )  # fmt: skip
+
+
+def train_the_last_layer(
+    folder: Path, *, cases: list[dict[str, Any]], model: str, ds_config: str, tokens: str, repair: dict[str, Any]
+) -> None:
+    """Each case: `kept` computes the trunk once for each row, else in every step; it stops after step `stop`, or goes on from there."""
+    for case in cases:
+        _train_the_last_layer(folder / case["name"], case, Path(model), Path(ds_config), Path(tokens), repair)
+
+
+def _train_the_last_layer(
+    folder: Path, case: dict[str, Any], model: Path, ds_config: Path, tokens: Path, repair: dict[str, Any]
+) -> None:
+    settings = RepairSettings.model_validate(repair)
+    config = read_ds_config(ds_config, torch.float32)
+    engine = Engine(load_sharded(model, config, torch.float32), config)
+    engine.freeze_trunk(1)
+    rows = {name: PackedRows(tokens / f"{name}.arrow") for name in ("repair", "general_train")}
+    texts = [rows["repair"]] * len(settings.text_of_epochs)
+    states = None
+    if case["kept"]:
+        places = places_of(settings, texts, rows["general_train"])
+        states = states_below(engine, places, folder / "trunk", INPUTS)
+    engine.for_training(settings)
+    reached = load_newest(folder / "checkpoints", engine, INPUTS) or State(0, INPUTS)
+    train(
+        engine, texts, rows["general_train"], settings, reached,
+        states=states,
+        stop=lambda state: state.step == case["stop"],
+        save=lambda state: save(folder / "checkpoints", engine, state),
+    )  # fmt: skip
+    engine.module.eval()
+    scores = score(engine, rows["repair"], micro_rows=2)
+    _write(folder / "scores.npy", lambda path: np.save(path, scores.logprob))
+    export(local_shards(engine.model), model, folder / "exported", dtype=torch.float32)
+
+
+def bytes_of_a_step(
+    folder: Path, *, cases: list[dict[str, Any]], model: str, tokens: str, repair: dict[str, Any]
+) -> None:
+    """Each case: what DeepSpeed logs of the second step, and the elements of the parameters that are gathered and trained."""
+    settings = RepairSettings.model_validate(repair)
+    rows = {name: PackedRows(Path(tokens) / f"{name}.arrow") for name in ("repair", "general_train")}
+    texts = [rows["repair"]] * len(settings.text_of_epochs)
+    for case in cases:
+        config = read_ds_config(Path(case["ds_config"]) if case["ds_config"] else None, torch.bfloat16)
+        engine = Engine(load_sharded(Path(model), config, torch.bfloat16), config)
+        engine.for_inference()  # as an audit does: nothing of it may stay behind
+        engine.forward(*(torch.zeros(1, 9, dtype=torch.int64),) * 2, lambda *_: None)
+        states = None
+        if case["last"]:
+            engine.freeze_trunk(case["last"])
+            places = places_of(settings, texts, rows["general_train"])
+            states = states_below(engine, places, folder / case["name"] / "trunk", INPUTS)
+        engine.for_training(settings)
+        found: list[dict[str, int]] = []
+        second_step = ExitStack()
+
+        def around_the_second_step(progress: Progress, found: Any = found, second_step: Any = second_step) -> None:
+            if progress.step == 1:
+                found.append(second_step.enter_context(logged()))
+            else:
+                second_step.close()
+
+        train(
+            engine, texts, rows["general_train"], settings, State(0, INPUTS),
+            states=states, report=around_the_second_step, stop=lambda state: state.step == 2,
+        )  # fmt: skip
+        below = case["last"] and {id(p) for m in layers_of(engine.model)[: -case["last"]] for p in m.parameters()}
+        embedding = engine.model.get_input_embeddings().weight
+        gathered = [
+            p.ds_numel
+            for p in engine.model.parameters()
+            if not below
+            or (id(p) not in below and p is not embedding)  # the output projection is a parameter of its own
+        ]
+        trained = [p.ds_numel for p in engine.model.parameters() if p.requires_grad]
+        document = {"logged": found[0], "gathered": gathered, "trained": trained, "micro_batches": engine.accumulation}
+        (folder / f"{case['name']}-{distributed.rank()}.json").write_text(json.dumps(document))
+        engine.close()
