@@ -119,19 +119,12 @@ def erase_gathered(model: PreTrainedModel, plan: Plan) -> None:
 
 def communication(act: Callable[[], None]) -> dict[str, list[float]]:
     """What this rank communicates while `act` runs, read off DeepSpeed's log and torch's profiler: one value each."""
-    import deepspeed
-    from deepspeed.comm.comm import comms_logger
+    from sani_dist.engine.communication import logged
 
-    comms_logger.comms_dict.clear()
-    deepspeed.comm.configure(enabled=True, prof_all=True, verbose=False)
-    try:
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-            act()
-    finally:
-        deepspeed.comm.configure(enabled=False)
-    sizes = (size * entry[0] for sizes in comms_logger.comms_dict.values() for size, entry in sizes.items())
+    with logged() as found, torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        act()
     calls = sum(event.count for event in profile.key_averages() if event.key.startswith("c10d::"))
-    return {"logged_bytes": [sum(sizes)], "c10d_calls": [calls]}
+    return {"logged_bytes": [sum(found.values())], "c10d_calls": [calls]}
 
 
 if __name__ == "__main__":

@@ -10,12 +10,23 @@ from pathlib import Path
 
 import audit
 import erase
+import frozen_trunk
 import harness
 import load
 import masked_ce
+import repair_step
+import scaling
 from bars import bars
 
-BENCHMARKS = {"load": load, "erase": erase, masked_ce.CPU_RESULTS: masked_ce, "audit": audit}
+BENCHMARKS = {
+    "load": load,
+    "erase": erase,
+    masked_ce.CPU_RESULTS: masked_ce,
+    "repair_step": repair_step,
+    "frozen_trunk": frozen_trunk,
+    "scaling": scaling,
+    "audit": audit,
+}
 PAGE = Path(__file__).parent / "README.md"
 INTRODUCTION = """# Benchmarks
 
@@ -47,10 +58,11 @@ def measured(name: str, claims: Iterable[harness.Claim]) -> Iterator[str]:
         yield "Not measured."
         return
     rows = harness.latest_rows(name)
-    yield from ("| metric | ratio of medians | target | measured | |", "|---|---|---|---|---|")
-    for claim in claims:
-        yield f"| {claim.metric} | {claim.case} / {claim.against} | {claim.target} | {verdict(claim, rows)} |"
-    yield ""
+    if claims := list(claims):
+        yield from ("| metric | ratio of medians | target | measured | |", "|---|---|---|---|---|")
+        for claim in claims:
+            yield f"| {claim.metric} | {claim.case} / {claim.against} | {claim.target} | {verdict(claim, rows)} |"
+        yield ""
     yield from plots(name, rows)
     yield from ("| case | metric | median | lowest | highest | n |", "|---|---|---|---|---|---|")
     for (metric, case), found in values(rows).items():

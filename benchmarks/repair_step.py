@@ -1,0 +1,218 @@
+"""Repair of SmolLM2-135M on clinical notes of mixed length, two ranks: ours against `transformers.Trainer` with labels of -100.
+
+Both run the same ZeRO-3 config in bfloat16, with equal global batches: 8 packed rows of 1024 tokens, or as many documents as 8 rows
+hold on average. `Trainer` pads to the longest document of a micro-batch, groups documents of similar length, has the fused
+AdamW, and logs nothing. Each takes the micro-batch that was fastest for it, tried before. Both train two epochs and the second is
+measured, whole: tokens of role "learn" in the text, over the seconds of the slower rank. Memory is the peak of the larger rank, loading
+included, above its level after imports and after joining the process group.
+
+Without packing (one document to a row, in the order of ours), the losses of the two must agree step by step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import harness
+import notes
+import numpy as np
+import torch
+
+from sani_dist.config import RepairSettings
+from sani_dist.corpus import PackedRows
+from sani_dist.corpus.encode import Encoded
+from sani_dist.corpus.pack import write_rows
+from sani_dist.repair.schedule import Schedule
+
+CASES = ("ours", "Trainer")
+DOCUMENTS, BATCH_ROWS = 120, 8
+# Rows or documents of one forward pass of one rank.
+MICRO = {"ours": (1, 2, 4), "Trainer": (2, 4, 6, 12)}
+LEARNING_RATE = 5e-5
+# The comparison of losses: documents of at most so many tokens, global batch, and the difference that bf16 may make.
+SHORT, SHORT_BATCH, SAME_LOSS = 256, 8, 0.01
+METRICS = ("learnable_tokens_per_second", "peak_rss_bytes", "peak_anonymous_bytes")
+CLAIMS = (
+    harness.Claim("learnable_tokens_per_second", *CASES, at_least=1.5),
+    harness.Claim("peak_rss_bytes", *CASES, at_most=0.7),
+    harness.Claim("peak_anonymous_bytes", *CASES, at_most=0.7),
+)
+
+
+def compare(folder: Path, repeats: int) -> None:
+    notes.prepare(folder, DOCUMENTS)
+
+    def run(case: str, micro: int, unpacked: bool = False) -> dict[str, Any]:
+        arguments = ["--model", str(folder), "--case", case, "--micro", str(micro), *["--unpacked"] * unpacked]
+        ranks = harness.run_ranks(__file__, arguments)
+        return {**{name: max(rank[name] for rank in ranks) for name in ("seconds", *METRICS[1:])}, **ranks[0]}
+
+    check_losses(run("ours", 2, unpacked=True)["losses"], run("Trainer", 2, unpacked=True)["losses"])
+    recorder = harness.Recorder("repair_step")
+    best = {}
+    for case in CASES:
+        tried = {micro: run(case, micro)["seconds"] for micro in MICRO[case]}
+        best[case] = min(tried, key=lambda micro: tried[micro])
+        print(f"{case}: seconds an epoch by micro-batch {tried}", flush=True)
+    for _ in range(repeats):
+        for case in CASES:
+            found = run(case, best[case])
+            for metric in METRICS:
+                recorder.add(case, metric, found[metric])
+    recorder.save(CLAIMS)
+
+
+def check_losses(ours: list[float], theirs: list[float]) -> None:
+    differences = [abs(a / b - 1) for a, b in zip(ours, theirs, strict=True)]
+    print(f"without packing, {len(ours)} steps: losses differ by at most {max(differences):.2%}", flush=True)
+    if max(differences) > SAME_LOSS:
+        raise SystemExit(f"the losses differ: {ours}, {theirs}")
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """One rank of one measurement: two epochs, the second of them timed; `unpacked`: one, with its losses."""
+    import accelerate  # noqa: F401
+    import deepspeed  # noqa: F401
+    import transformers.models.llama.modeling_llama  # noqa: F401
+    from transformers import Trainer  # noqa: F401
+
+    from sani_dist.engine import distributed
+
+    distributed.start(threads=None)
+    model, path = notes.prepare(arguments.model, DOCUMENTS)
+    rows = PackedRows(path)
+    documents = notes.documents_of(rows)
+    if arguments.unpacked:
+        documents = [d for d in documents if len(d["input_ids"]) <= SHORT]
+        documents = documents[: len(documents) // SHORT_BATCH * SHORT_BATCH]
+    learnable = sum(label >= 0 for document in documents for label in document["labels"][1:])
+    distributed.barrier()
+    with harness.peak_memory() as peak:
+        if arguments.case == "ours":
+            settings = RepairSettings(
+                epochs=1 if arguments.unpacked else 2, batch_rows=SHORT_BATCH if arguments.unpacked else BATCH_ROWS,
+                micro_rows=arguments.micro, learning_rate=LEARNING_RATE, schedule="constant", warmup=0, checkpoint_every=10**9,
+            )  # fmt: skip
+            chosen = rows_of(documents, arguments.result) if arguments.unpacked else rows
+            found = ours(model, chosen, settings, arguments.result)
+        else:
+            found = trainer(model, documents, math.ceil(len(documents) * BATCH_ROWS / len(rows)), arguments)
+    if not arguments.unpacked:
+        found["learnable_tokens_per_second"] = learnable / found["seconds"]
+    harness.report(arguments.result, {**found, **{f"peak_{kind}_bytes": value for kind, value in peak.items()}})
+    distributed.stop()
+
+
+def ours(model: Path, rows: PackedRows, settings: RepairSettings, folder: Path) -> dict[str, Any]:
+    """Losses of all steps, and the seconds of the second half of them: of two epochs the second."""
+    from sani_dist.engine.checkpoint import State
+    from sani_dist.engine.zero3 import Engine, load_sharded, read_ds_config
+    from sani_dist.repair import Progress, places_of, states_below, train
+
+    ds_config = read_ds_config(None, torch.bfloat16)
+    engine = Engine(load_sharded(model, ds_config, torch.bfloat16), ds_config)
+    texts, states = [rows] * len(settings.text_of_epochs), None
+    if settings.trainable != "all":
+        engine.freeze_trunk(settings.trainable.last)
+        states = states_below(engine, places_of(settings, texts, None), folder / "trunk", "benchmark")
+    engine.for_training(settings)
+    steps: list[tuple[float, Progress]] = []
+    train(
+        engine, texts, None, settings, State(0, "benchmark"),
+        states=states,
+        report=lambda progress: steps.append((time.perf_counter(), progress)),
+    )  # fmt: skip
+    half = len(steps) // 2
+    return {"losses": [progress.loss for _, progress in steps], "seconds": steps[-1][0] - steps[half - 1][0]}
+
+
+def trainer(
+    model: Path, documents: list[dict[str, list[int]]], documents_of_a_step: int, arguments: argparse.Namespace
+) -> dict[str, Any]:
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoTokenizer,
+        DataCollatorForSeq2Seq,
+        Trainer,
+        TrainerCallback,
+        TrainingArguments,
+    )
+
+    from sani_dist.engine.zero3 import DEFAULT_DS_CONFIG
+
+    automatic = (
+        "train_batch_size",
+        "train_micro_batch_size_per_gpu",
+        "gradient_accumulation_steps",
+        "gradient_clipping",
+    )
+    ds_config = {
+        **json.loads(DEFAULT_DS_CONFIG.read_text()), "bf16": {"enabled": True}, **dict.fromkeys(automatic, "auto")
+    }  # fmt: skip
+    batch = SHORT_BATCH if arguments.unpacked else documents_of_a_step
+    settings = TrainingArguments(
+        output_dir=str(arguments.result / "trainer"), use_cpu=True, bf16=True, deepspeed=ds_config,
+        per_device_train_batch_size=arguments.micro, gradient_accumulation_steps=batch // (2 * arguments.micro),
+        num_train_epochs=1 if arguments.unpacked else 2, learning_rate=LEARNING_RATE, lr_scheduler_type="constant",
+        optim="adamw_torch_fused", train_sampling_strategy="sequential" if arguments.unpacked else "group_by_length",
+        logging_strategy="steps" if arguments.unpacked else "no", logging_steps=1,
+        save_strategy="no", report_to=[], disable_tqdm=True, dataloader_pin_memory=False, seed=0,
+    )  # fmt: skip
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.starts: list[float] = []
+            self.end = 0.0
+
+        def on_epoch_begin(self, *_: Any, **__: Any) -> None:
+            self.starts.append(time.perf_counter())
+
+        def on_epoch_end(self, *_: Any, **__: Any) -> None:
+            self.end = time.perf_counter()
+
+    clock = Clock()
+    running = Trainer(
+        model=AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16, local_files_only=True),
+        args=settings, callbacks=[clock],
+        train_dataset=in_order_of_ours(documents) if arguments.unpacked else documents,  # type: ignore[arg-type]
+        data_collator=DataCollatorForSeq2Seq(AutoTokenizer.from_pretrained(model)),
+    )  # fmt: skip
+    if running.accelerator.num_processes != 2:
+        raise SystemExit("Accelerate does not see the two ranks: every one would train on all documents")
+    running.train()
+    losses = [entry["loss"] for entry in running.state.log_history if "loss" in entry]
+    return {"losses": losses, "seconds": clock.end - clock.starts[-1]}
+
+
+def rows_of(documents: list[dict[str, list[int]]], folder: Path) -> PackedRows:
+    """One document to a row."""
+    encoded = (
+        Encoded(i, np.array(d["input_ids"]), (np.array(d["labels"]) >= 0).astype(np.uint8), ())
+        for i, d in enumerate(documents)
+    )
+    path = folder / f"unpacked-{os.environ['RANK']}.arrow"
+    for _ in write_rows(path, ([one] for one in encoded), SHORT, padding=0):
+        pass
+    return PackedRows(path)
+
+
+def in_order_of_ours(documents: list[dict[str, list[int]]]) -> list[dict[str, list[int]]]:
+    schedule = Schedule(RepairSettings(epochs=1, batch_rows=SHORT_BATCH), [documents], None)  # type: ignore[list-item]
+    return [documents[i] for step in range(schedule.steps) for _, i in schedule.batch(step)[0]]
+
+
+if __name__ == "__main__":
+    parser = harness.options(__doc__, model=notes.DEFAULT_FOLDER, repeats=5, cases=CASES)
+    parser.add_argument("--micro", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--unpacked", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.result:
+        measure(given)
+    else:
+        compare(given.model, given.repeats)
