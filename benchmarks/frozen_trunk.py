@@ -1,8 +1,8 @@
 """Repair of the last 8 of SmolLM2-135M's 30 layers, two ranks: hidden states of the others kept on disk, against training all layers.
 
 Text, batches and precision are those of `repair_step.py`, objective `mask`; embedding, output projection and last norm are frozen with the
-trunk. Two epochs, the second is measured, so that the pass over the frozen layers, before the first, is not in it: its time stands for
-itself, as do the peaks of memory, loading included. Micro-batches are of 2 rows.
+trunk. Two epochs, the second is measured: the pass over the frozen layers, before the first, is not in it and stands for itself, as
+`trunk_seconds`. Memory is the peak of the larger rank, loading included. Micro-batches are of 2 rows.
 """
 
 from __future__ import annotations

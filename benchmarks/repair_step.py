@@ -110,7 +110,7 @@ def measure(arguments: argparse.Namespace) -> None:
 
 
 def ours(model: Path, rows: PackedRows, settings: RepairSettings, folder: Path) -> dict[str, Any]:
-    """Losses of all steps, and the seconds of the second half of them: of two epochs the second."""
+    """Losses of all steps; seconds of the second half of them, of two epochs the second; seconds of the trunk, if it is frozen."""
     from sani_dist.engine.checkpoint import State
     from sani_dist.engine.zero3 import Engine, load_sharded, read_ds_config
     from sani_dist.repair import Progress, places_of, states_below, train
@@ -118,9 +118,12 @@ def ours(model: Path, rows: PackedRows, settings: RepairSettings, folder: Path) 
     ds_config = read_ds_config(None, torch.bfloat16)
     engine = Engine(load_sharded(model, ds_config, torch.bfloat16), ds_config)
     texts, states = [rows] * len(settings.text_of_epochs), None
+    times = {}
     if settings.trainable != "all":
         engine.freeze_trunk(settings.trainable.last)
+        start = time.perf_counter()
         states = states_below(engine, places_of(settings, texts, None), folder / "trunk", "benchmark")
+        times["trunk_seconds"] = time.perf_counter() - start
     engine.for_training(settings)
     steps: list[tuple[float, Progress]] = []
     train(
@@ -129,7 +132,8 @@ def ours(model: Path, rows: PackedRows, settings: RepairSettings, folder: Path) 
         report=lambda progress: steps.append((time.perf_counter(), progress)),
     )  # fmt: skip
     half = len(steps) // 2
-    return {"losses": [progress.loss for _, progress in steps], "seconds": steps[-1][0] - steps[half - 1][0]}
+    times["seconds"] = steps[-1][0] - steps[half - 1][0]
+    return {"losses": [progress.loss for _, progress in steps], **times}
 
 
 def trainer(
