@@ -10,7 +10,9 @@ loading.
 `agreement` is the share of spans of which both say the same. For each of the others, how far the likeliest token leads before the next
 is printed: in bfloat16 logits of 16 to 32 are 0.125 apart, and where two are equal or neighbours, the order of a sum decides.
 
-`memory`: highest memory of a rank that loads and scores a synthetic Llama of 2.2 GB, above imports, on 1, 2 and 4 ranks.
+`memory`: highest memory of a rank that loads and scores a synthetic Llama of 2.2 GB, above imports, on 1, 2 and 4 ranks. It stands for one
+of 7 billion parameters: what DeepSpeed may hold gathered at a time, 1e9 parameters by default, and what it fetches ahead are
+smaller by the same factor.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ WAYS, RANKS = ("score", "generate"), (1, 2)
 MEMORY_RANKS = (1, 2, 4)
 BATCHES, TRIED = (8, 16, 32, 64), 24
 MICRO_ROWS = 4
+LLAMA_PARAMETERS = 1.1e9
 DEFAULT_MODEL = Path(tempfile.gettempdir()) / "sani_dist-benchmark-demo"
 CLAIMS = (
     *(harness.Claim("seconds", f"generate, ranks: {n}", f"score, ranks: {n}", at_least=20) for n in RANKS),
@@ -158,17 +161,17 @@ def _memory(model: Path) -> dict[str, Any]:
 
     distributed.barrier()
     with harness.peak_memory() as peak:
-        score(_engine(model), _RandomRows(), micro_rows=1)
+        score(_engine(model, scale=LLAMA_PARAMETERS / 7e9), _RandomRows(), micro_rows=1)
     return dict(peak)
 
 
 class _RandomRows:
-    """Four rows of random tokens."""
+    """Eight rows of random tokens, so that four ranks have a second pass, in which DeepSpeed knows what to fetch ahead."""
 
-    row_length = 512
+    row_length = 256
 
     def __len__(self) -> int:
-        return 4
+        return 8
 
     def batch(self, indices: Sequence[int]) -> Batch:
         draw = torch.Generator().manual_seed(int(sum(indices)))
@@ -178,10 +181,14 @@ class _RandomRows:
         return Batch(ids, role, document, torch.arange(self.row_length).expand(ids.shape).clone())
 
 
-def _engine(model: Path) -> Any:
+def _engine(model: Path, scale: float = 1.0) -> Any:
+    """`scale`: of what DeepSpeed may hold gathered."""
     from sani_dist.engine.zero3 import Engine, load_sharded, read_ds_config
 
     config = read_ds_config(None, torch.bfloat16)
+    zero = config["zero_optimization"]
+    zero["stage3_max_live_parameters"] = round(1e9 * scale)
+    zero["stage3_prefetch_bucket_size"] = round(zero["stage3_prefetch_bucket_size"] * scale)
     engine = Engine(load_sharded(model, config, torch.bfloat16), config)
     engine.for_inference()
     return engine

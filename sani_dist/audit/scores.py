@@ -13,6 +13,7 @@ import torch
 
 from sani_dist.corpus.rows import LEARN, SENSITIVE, Batch, empty_batch, targets
 from sani_dist.engine import distributed
+from sani_dist.engine.host_memory import give_back
 from sani_dist.engine.rounds import rounds
 from sani_dist.engine.zero3 import Engine
 from sani_dist.kernels import Scores, token_scores
@@ -115,6 +116,8 @@ def score_views(
                 for name, value in zip(fields, values, strict=True):
                     there = ~np.isnan(value)
                     arrays[name][items.start : items.stop][there] = value[there]
+        if engine.device.type == "cpu":
+            give_back()
         report(dealt[-1].stop)
     return [TokenScores(**arrays) for arrays in found]
 
