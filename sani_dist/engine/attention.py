@@ -1,9 +1,10 @@
 """Attention of packed rows, a document at a time.
 
 For rows of several documents transformers makes a mask of tokens x tokens, and `scaled_dot_product_attention` computes all of it. A
-document that is attended by itself needs no mask, so kernels leave out what is not causal: with three documents to a row a sixth of
-the work. Whether a mask says no more than that is read off the mask, once in a forward; any other mask, such as that of a sliding
-window or one that an audit brings, is used as it is. On GPUs, where many small kernels would wait for each other, all are.
+document that is attended by itself needs no mask, so kernels leave out what is not causal: with three documents in a row of 1024 tokens
+a fifth to a third of the time, forward and backward, in bfloat16 on a CPU, whose kernel gains little below 500 tokens. Whether a mask
+says no more than that is read off the mask, once in a forward; any other mask, such as that of a sliding window or one that an audit
+brings, is used as it is. On GPUs, where many small kernels would wait for each other, all are.
 """
 
 from __future__ import annotations
@@ -69,16 +70,20 @@ def _attend(
     """query, key, value: [rows, heads, tokens, head_dim] -> [rows, tokens, heads, head_dim]."""
     parts = getattr(mask, "parts", None)
     if parts is None or kwargs.get("position_bias") is not None:
-        whole: tuple[torch.Tensor, None] = sdpa_attention_forward(module, query, key, value, mask, **kwargs)
-        return whole
+        masked: tuple[torch.Tensor, None] = sdpa_attention_forward(module, query, key, value, mask, **kwargs)
+        return masked
     attended = []
-    for row, start, end, single in parts:
-        q, k, v = (states[row : row + 1, :, start:end] for states in (query, key, value))
-        if single:
-            # As rows of one token: queries and keys keep a gradient, of zero, which the other ranks wait for.
-            q, k, v = (states.transpose(0, 2) for states in (q, k, v))
-        states = sdpa_attention_forward(module, q, k, v, None, **kwargs)[0]
-        attended.append(states.transpose(0, 1) if single else states)
+    # Split, not sliced: the gradient of a slice is as large as what it was taken from.
+    for row, states in enumerate(zip(*(torch.split(whole, 1) for whole in (query, key, value)), strict=True)):
+        own = [part for part in parts if part.row == row]
+        sizes = [part.end - part.start for part in own]
+        pieces = (torch.split(whole, sizes, dim=2) for whole in states)
+        for part, q, k, v in zip(own, *pieces, strict=True):
+            if part.single:
+                # As rows of one token: queries and keys keep a gradient, of zero, which the other ranks wait for.
+                q, k, v = (piece.transpose(0, 2) for piece in (q, k, v))
+            found = sdpa_attention_forward(module, q, k, v, None, **kwargs)[0]
+            attended.append(found.transpose(0, 1) if part.single else found)
     return torch.cat(attended, dim=1).view(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None
 
 
