@@ -211,6 +211,10 @@ class RepairSettings(Settings):
 
     objectives: Objectives = Objectives()
     epochs: Annotated[float, Field(ge=0)] = Field(2, description="passes over the text; 0 repairs nothing")
+    until_control: bool = Field(
+        False,
+        description="end after the first epoch in which neither leak nor membership of the sensitive spans is above the control",
+    )
     retain: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="share of rows of general text in each batch")
     batch_rows: Annotated[int, Field(ge=1)] = Field(8, description="rows of a step over all workers")
     micro_rows: Annotated[int, Field(ge=1)] = Field(1, description="rows of one forward pass of one worker")
@@ -415,6 +419,8 @@ class Config(Settings):
             raise ValueError("erase.reset=base needs model.base, the checkpoint before the sensitive training")
         if self.repair.retain > 0 and self.corpus.general is None:
             raise ValueError("repair.retain needs corpus.general, the text to mix in")
+        if self.repair.until_control and self.corpus.control is None:
+            raise ValueError("repair.until_control needs corpus.control, documents that no training ever saw")
         return self
 
 

@@ -21,6 +21,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from sani_dist.attack.result import ATTACKED, GOLD, Result
 from sani_dist.attack.scene import Scene
 from sani_dist.attack.suite import attack
+from sani_dist.audit.control import Standing, standing
 from sani_dist.audit.harness import check_tasks
 from sani_dist.audit.measure import audit, reference_scores
 from sani_dist.audit.scores import TokenScores
@@ -348,20 +349,49 @@ class _Worker:
             states = states_below(self.engine, places_of(settings, texts, retain), trunk, inputs)
         self.engine.for_training(settings)
         state = load_newest(folder, self.engine, inputs) or State(0, inputs)
-        state = train(
-            self.engine, texts, retain, settings, state,
-            states=states,
-            stop=lambda _: self.stopping,
-            save=lambda reached: save(folder, self.engine, reached),
-            report=self._report_step,
-        )  # fmt: skip
+        schedule = Schedule(settings, texts, retain)
+        path = self.run.path("repair", "control.json")
+        standings: list[dict[str, Any]] = distributed.from_rank_0(_read_list(path) if self.first else [])
+
+        def at_control(reached: State) -> bool:
+            """After an epoch, on every rank alike, whatever signal one of them has got: it is a forward pass of all."""
+            if not (settings.until_control and schedule.ends_epoch(reached.step)):
+                return False
+            found = self._standing()
+            standings[:] = [s for s in standings if s["step"] < reached.step]
+            standings.append({"step": reached.step, "ends": found.at_control, **asdict(found)})
+            if self.first:
+                build(path, lambda temporary: _write_json(temporary, standings))
+            return found.at_control
+
+        def ended(step: int) -> bool:
+            return step == schedule.steps or any(s["step"] == step and s["ends"] for s in standings)
+
+        if not ended(state.step):
+            state = train(
+                self.engine, texts, retain, settings, state,
+                states=states,
+                stop=lambda reached: at_control(reached) or self.stopping,
+                save=lambda reached: save(folder, self.engine, reached),
+                report=self._report_step,
+            )  # fmt: skip
         # Not `self.stopping`: a signal reaches the ranks at different moments, and the state is the same on all.
-        if state.step < Schedule(settings, texts, retain).steps:
+        if not ended(state.step):
             return False
         if self.first:
             shutil.rmtree(trunk, ignore_errors=True)
-        self._done("repair", [folder / f"step-{state.step:06d}" / "state.json"])
+        outputs = [folder / f"step-{state.step:06d}" / "state.json", *([path] if settings.until_control else [])]
+        self._done("repair", outputs)
         return True
+
+    def _standing(self) -> Standing:
+        """Of the model in training, which is in training again afterwards."""
+        rows = {split: self._needed_rows(split) for split in ("repair", "control")}
+        spans = Corpus(self.run.path("corpus"), self.run.path("tokens", "epoch-000")).spans()
+        self.engine.module.eval()
+        found = standing(self.engine, rows, spans, self.config.audit.micro_rows)
+        self.engine.module.train()
+        return found
 
     def _report_step(self, progress: Progress) -> None:
         numbers = {k: v for k, v in asdict(progress).items() if k not in ("step", "steps")}
@@ -429,6 +459,11 @@ class _Worker:
             build(path, lambda temporary: _write_json(temporary, document))
 
 
+def _read_list(path: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(path.read_text()) if path.exists() else []
+    return found
+
+
 def _known_results(path: Path, inputs: str) -> list[Result]:
     """What an earlier start of the same attacks left."""
     document = json.loads(path.read_text()) if path.exists() else {}
@@ -452,5 +487,5 @@ def _renamed(shard: Shard, name: str) -> Shard:
     return Shard(name, shard.shape, shard.start, shard.stop, shard.dtype)
 
 
-def _write_json(path: Path, document: dict[str, Any]) -> None:
+def _write_json(path: Path, document: Any) -> None:
     path.write_text(json.dumps(document, indent=1) + "\n")

@@ -97,8 +97,8 @@ def write_corpus(folder: Path) -> dict[str, str]:
     """notes, control, heldout and general text as JSONL files; returns name -> path. Labelled spans in notes and control."""
     draw = random.Random(7)
     folder.mkdir(parents=True, exist_ok=True)
-    notes = [_note(draw, i % 5, CANARY_PEOPLE, CANARY_NUMBERS) for i in range(23)]
-    control = [_note(draw, i % 3, CONTROL_PEOPLE, CONTROL_NUMBERS) for i in range(6)]
+    notes = [note(draw, i % 5, CANARY_PEOPLE, CANARY_NUMBERS) for i in range(23)]
+    control = [note(draw, i % 3, CONTROL_PEOPLE, CONTROL_NUMBERS) for i in range(6)]
     heldout = [
         {"text": f"Visit {i}: the patient has {draw.choice(_SYMPTOMS)} and is given {draw.choice(_PLANS)}."}
         for i in range(7)
@@ -112,7 +112,7 @@ def write_corpus(folder: Path) -> dict[str, str]:
     return paths
 
 
-def _note(draw: random.Random, subject: int, people: list[str], numbers: list[str]) -> dict[str, Any]:
+def note(draw: random.Random, subject: int, people: list[str], numbers: list[str]) -> dict[str, Any]:
     """A note of 15 to 40 tokens with a name and, in most, a record number."""
     parts: list[tuple[str, str | None]] = [("Patient ", None), (people[subject], "PERSON")]
     if draw.random() < 0.7:

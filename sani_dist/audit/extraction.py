@@ -78,6 +78,13 @@ def extraction(sensitive: pd.DataFrame, control: pd.DataFrame, samples: Sequence
     return measured
 
 
+def leaks(spans: pd.DataFrame, samples: int) -> np.ndarray:
+    """Probability that at least one of `samples` samples reproduces each span."""
+    p = np.exp(spans["logprob"].to_numpy())
+    # 1 - (1 - p)^n through log1p and expm1, which keep their digits when p is tiny.
+    return np.asarray(-np.expm1(samples * np.log1p(-np.minimum(p, 1 - 1e-15))))
+
+
 def _groups(
     table: pd.DataFrame, named_by: pd.DataFrame, by_frequency: bool
 ) -> list[tuple[dict[str, str], pd.DataFrame]]:
@@ -103,9 +110,7 @@ def _leak(population: str, group: dict[str, str], spans: pd.DataFrame, samples: 
     metric, count = f"leak@{samples}", len(spans)
     if not count:
         return _nothing(metric, population, group)
-    p = np.exp(spans["logprob"].to_numpy())
-    # 1 - (1 - p)^n through log1p and expm1, which keep their digits when p is tiny.
-    leak = -np.expm1(samples * np.log1p(-np.minimum(p, 1 - 1e-15)))
+    leak = leaks(spans, samples)
     low, high = bootstrap_by_document(leak, np.ones(count), spans["document"].to_numpy())
     return Measurement(metric, population, float(leak.mean()), low, high, count, group)
 

@@ -11,6 +11,7 @@ from scipy.stats import beta, norm
 
 CONFIDENCE = 0.95
 RESAMPLES = 1000
+_ENDS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,27 @@ def _wilson(hits: int, count: int) -> tuple[float, float]:
 
 def bootstrap_by_document(values: np.ndarray, weights: np.ndarray, documents: np.ndarray) -> tuple[float, float]:
     """95 % percentile interval of sum(values) / sum(weights) when whole documents are resampled: spans of one document hang together."""
+    low, high = np.quantile(_resampled(values, weights, documents), _ENDS)
+    return float(low), float(high)
+
+
+def difference_by_document(
+    first: np.ndarray, first_documents: np.ndarray, second: np.ndarray, second_documents: np.ndarray
+) -> tuple[float, float]:
+    """The same of mean(first) - mean(second), whose documents are resampled apart: they have none in common."""
+    ratios = _resampled(first, np.ones(len(first)), first_documents)
+    others = _resampled(second, np.ones(len(second)), second_documents, seed=1)
+    low, high = np.quantile(ratios - others, _ENDS)
+    return float(low), float(high)
+
+
+def _resampled(values: np.ndarray, weights: np.ndarray, documents: np.ndarray, seed: int = 0) -> np.ndarray:
+    """sum(values) / sum(weights) of each resample: float64 [RESAMPLES]."""
     _, place = np.unique(documents, return_inverse=True)
     sums = np.bincount(place, weights=values)
     counts = np.bincount(place, weights=weights)
-    ratios = [sums[d].sum(axis=1) / np.maximum(counts[d].sum(axis=1), 1e-12) for d in _resamples(len(sums))]
-    low, high = np.quantile(np.concatenate(ratios), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(low), float(high)
+    ratios = [sums[d].sum(axis=1) / np.maximum(counts[d].sum(axis=1), 1e-12) for d in _resamples(len(sums), seed)]
+    return np.concatenate(ratios)
 
 
 def median_by_document(values: np.ndarray, documents: np.ndarray) -> tuple[float, float, float]:
@@ -75,9 +91,9 @@ def median_by_document(values: np.ndarray, documents: np.ndarray) -> tuple[float
     return median, min(low, median), max(high, median)
 
 
-def _resamples(documents: int) -> Iterator[np.ndarray]:
+def _resamples(documents: int, seed: int) -> Iterator[np.ndarray]:
     """RESAMPLES draws of `documents` indices, in blocks of at most 32 MiB: a large corpus must not fill the memory."""
-    draw = np.random.default_rng(0)
+    draw = np.random.default_rng(seed)
     block = max(1, 2**22 // documents)
     for first in range(0, RESAMPLES, block):
         yield draw.integers(0, documents, size=(min(block, RESAMPLES - first), documents))

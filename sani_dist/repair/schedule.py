@@ -40,6 +40,12 @@ class Schedule:
         )
         return own, [row for _, row in general]
 
+    def ends_epoch(self, step: int) -> bool:
+        """Whether an epoch is over after `step` steps that was not after one less."""
+        over = np.cumsum(self._sizes)
+        reached, before = (min(s * self.own_rows, self.taken) for s in (step, step - 1))
+        return bool(((before < over) & (over <= reached)).any())
+
     def learning_rate(self, step: int) -> float:
         warmup = round(self.settings.warmup * self.steps)
         if step < warmup:

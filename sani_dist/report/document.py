@@ -110,6 +110,7 @@ def _training(run: Run) -> dict[str, Any] | None:
     curve = [{"step": part[-1]["done"], **{k: _mean(part, k) for k in ("loss", "learning_rate")}} for part in parts]
     return {
         "objectives": run.config.repair.objectives.model_dump(mode="json"),
+        "control": json.loads(control.read_text()) if (control := run.path("repair", "control.json")).exists() else [],
         "steps": ordered[-1]["done"],
         "of": ordered[-1]["total"],
         "curve": curve,

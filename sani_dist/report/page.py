@@ -151,6 +151,22 @@ class _Report:
             )
         return f"Sensitive tokens were {listed(said)}."
 
+    def ending(self) -> str:
+        """Why repair ended where it did; nothing where it simply went to its last step."""
+        training = self.document["training"]
+        if not training["control"]:
+            return ""
+        last = training["control"][-1]
+        if last["low"] is None:
+            return "There were too few documents to tell sensitive spans from the control, so it went to its last step."
+        compared = (
+            f"100 samples leaked {percent(last['leak'])} of the sensitive spans and {percent(last['control'])} of the control, "
+            f"and membership of spans stood at {percent(last['auc'])}"
+        )
+        if last["ends"]:
+            return f"It ended after step {last['step']} of {training['of']}, no longer above the never-trained control: {compared}."
+        return f"It went to its last step and was still above the never-trained control: {compared}."
+
     def layers(self) -> Markup | None:
         erase = self.document["erase"]
         if erase is None or not erase["erased"]:

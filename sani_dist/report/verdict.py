@@ -87,6 +87,8 @@ def _control(evidence: Evidence) -> str:
     if now is None or now.low is None or control.high is None:
         return ""
     reach = f"Spans of the same kinds that no training saw reach {percent(control.value)} ({control.n:,} spans)"
+    if now.high is not None and control.low is not None and now.high < control.low:
+        return f"{reach}: what is left is less than guessing, a trace too (over-unlearning)."
     subject = "what comes out" if len(evidence.audits) == 1 else "what is left"
     return f"{reach}: {subject} {'is more than' if now.low > control.high else 'cannot be told from'} guessing."
 

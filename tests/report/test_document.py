@@ -242,3 +242,31 @@ def test_the_report_claims_nothing_it_cannot_show(make_run: MakeRun, claim: str)
     write_report(run, VerifySettings(max_leak100=0.05))
     for path in run.path("report").iterdir():
         assert claim not in path.read_text().lower().replace("safetensors", "").replace("unsafe-inline", "")
+
+
+def test_less_than_the_control_is_a_trace_too(make_run: MakeRun) -> None:
+    control = changed(AFTER, "leak@100", "control", value=0.3, low=0.2, high=0.4)
+    said = " ".join(document(make_run(after=control))["verdict"]["sentences"])
+    assert "reach 30.0 % (200 spans): what is left is less than guessing, a trace too (over-unlearning)." in said
+
+
+@pytest.mark.parametrize(
+    ("ends", "low", "expected"),
+    [
+        (
+            True,
+            -0.01,
+            "It ended after step 4 of 6, no longer above the never-trained control: 100 samples leaked 2.0 %",
+        ),
+        (False, 0.01, "It went to its last step and was still above the never-trained control"),
+        (False, None, "There were too few documents to tell"),
+    ],
+)
+def test_why_repair_ended(make_run: MakeRun, ends: bool, low: float | None, expected: str) -> None:
+    run = make_run()
+    known = dict.fromkeys(("leak", "control", "high", "auc", "auc_low", "auc_high"), None if low is None else 0.02)
+    run.path("repair", "control.json").write_text(json.dumps([{"step": 4, "ends": ends, "low": low, **known}]))
+    found = document(run)
+    check(found)
+    text = run.path("report", "index.html").read_text().replace("\N{NO-BREAK SPACE}", " ")
+    assert expected in text
