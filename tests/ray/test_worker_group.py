@@ -28,7 +28,7 @@ def test_ray_gives_the_files_of_torchrun(settings_file: Path, undisturbed: dict[
     assert "Train: " in printed
     assert "ray" not in printed.replace(str(tmp_path), "").lower()
     logs = {path.name for path in (folder / "logs").glob("rank-*")}
-    assert logs == {"rank-0.log", "rank-1.log"}
+    assert logs == {"rank-0.log", "rank-1.log", "rank-0.process", "rank-1.process"}
 
 
 @pytest.mark.slow
