@@ -17,7 +17,6 @@ from sani_dist.run import SENSITIVE_CONTENT, Run
 
 from . import tiny
 
-
 # There was no review, and no layer was frozen.
 NOT_THERE = {"corpus/review.csv", "repair/trunk", "repair/.tmp-trunk"}
 
