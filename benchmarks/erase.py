@@ -92,9 +92,9 @@ def random_plan(model: PreTrainedModel, reset: str) -> Plan:
 def erase_shards(model: PreTrainedModel, plan: Plan) -> None:
     from sani_dist.engine.shards import local_shards
     from sani_dist.erase.apply import apply
-    from sani_dist.erase.structure import last_mlps
+    from sani_dist.erase.structure import last_units
 
-    apply(local_shards(model), last_mlps(model, LAYERS), plan)
+    apply(local_shards(model), last_units(model, LAYERS, "mlp"), plan)
 
 
 @torch.no_grad()

@@ -392,7 +392,8 @@ def _describe(settings: Config) -> None:
         f"loading  {'streamed, each rank its byte ranges' if found['streamed'] else 'through transformers, whole on each rank'}"
     )
     console.print(
-        f"erase    {found['neurons_reset']:,} MLP neurons of the last {erase.layers} layers, {erase.select}, reset: {erase.reset}"
+        f"erase    {found['neurons_reset']:,} MLP neurons and {found['heads_reset']:,} heads of the last {erase.layers} layers, "
+        f"{erase.select}, reset: {erase.reset}"
     )
     learnt = _objectives(repair.objectives)
     console.print(

@@ -158,13 +158,13 @@ class CorpusSettings(Settings):
 
 
 class EraseSettings(Settings):
-    """Which neurons are reset, and to what."""
+    """Which neurons or heads are reset, and to what."""
 
     layers: Annotated[int, Field(ge=0)] = Field(1, description="how many of the last layers; 0 erases nothing")
-    fraction: Annotated[float, Field(gt=0, le=1)] = Field(0.5, description="share of their neurons that is reset")
+    fraction: Annotated[float, Field(gt=0, le=1)] = Field(0.5, description="share of their units that is reset")
     select: Literal["random", "attribution"] = "random"
     reset: Literal["init", "zero", "base"] = "init"
-    units: Literal["mlp"] = "mlp"
+    units: Literal["mlp", "heads", "both"] = Field("mlp", description="neurons of the MLPs, attention heads, or both")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
 

@@ -33,21 +33,19 @@ from sani_dist.corpus.span import SPLITS
 from sani_dist.engine import distributed
 from sani_dist.engine.checkpoint import State, check_checkpoints, load_newest, save
 from sani_dist.engine.export import export
+from sani_dist.engine.layout import Layout, base_layout, check_complete, find_layout
 from sani_dist.engine.safetensors_files import Checkpoint, read_range
 from sani_dist.engine.shards import LiveShard, Shard, local_shards, partition
 from sani_dist.engine.trunk import Trunk
 from sani_dist.engine.zero3 import (
     Engine,
-    base_checkpoint,
     build_empty,
-    check_complete,
     load_sharded,
     read_ds_config,
     read_model_config,
-    stored_names,
 )
-from sani_dist.erase import Plan, apply, select
-from sani_dist.erase.structure import Mlp, last_mlps
+from sani_dist.erase import Plan, apply, select, share
+from sani_dist.erase.structure import Kind, Units, last_units
 from sani_dist.errors import InputError
 from sani_dist.files import file_sha256
 from sani_dist.metrics import Metrics
@@ -76,9 +74,9 @@ def check(config: Config) -> dict[str, Any]:
     model = build_empty(read_model_config(config.model.path), dtype)
     checkpoint = Checkpoint(config.model.path)
     check_complete(model, checkpoint)
-    mlps = last_mlps(model, config.erase.layers) if config.erase.layers else []
+    units = last_units(model, config.erase.layers, config.erase.units) if config.erase.layers else []
     if config.erase.reset == "base" and config.model.base is not None:
-        base_checkpoint(model, config.model.base, _names(mlps))
+        base_layout(model, config.model.base, _names(units))
     tokenizer = tokenizer_of(config)
     for name, other in (("audit.reference", config.audit.reference), ("attack.gold", config.attack.gold)):
         if other is not None:
@@ -91,14 +89,19 @@ def check(config: Config) -> dict[str, Any]:
         "architecture": type(model).__name__,
         "parameters": parameters,
         "layers": model.config.num_hidden_layers,
-        "neurons_reset": sum(max(1, round(config.erase.fraction * mlp.neurons)) for mlp in mlps),
-        "streamed": stored_names(model, checkpoint) is not None,
+        "neurons_reset": _reset_count(units, "mlp", config.erase.fraction),
+        "heads_reset": _reset_count(units, "head", config.erase.fraction),
+        "streamed": find_layout(model, checkpoint) is not None,
         "model_bytes": parameters * dtype.itemsize,
         # Two checkpoints of masters and two moments in fp32, and the exported model.
         "disk_bytes": parameters * dtype.itemsize + (trained * 12 * 2 if config.repair.epochs else 0),
         # Weights and gradients in the run's precision, masters and two moments in fp32.
         "training_bytes": parameters * dtype.itemsize + trained * (dtype.itemsize + 12),
     }
+
+
+def _reset_count(units: list[Units], kind: Kind, fraction: float) -> int:
+    return sum(share(fraction, group.count) for group in units if group.kind == kind)
 
 
 def _check_other(name: str, folder: Path, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> None:
@@ -215,8 +218,10 @@ class _Worker:
             self._audit("after")
         if "export" in pending:
             if trains:
+                layout = find_layout(self.engine.model, self.checkpoint)
+                shards = local_shards(self.engine.model)
                 hashes = export(
-                    local_shards(self.engine.model),
+                    shards if layout is None else layout.stored(shards),
                     self.config.model.path,
                     self.run.path("model"),
                     dtype=torch_dtype(self.config),
@@ -317,17 +322,17 @@ class _Worker:
             else Plan("", 0, "random", "zero", ())
         )
 
-    def _base(self, model: PreTrainedModel, mlps: list[Mlp]) -> Checkpoint | None:
+    def _base(self, model: PreTrainedModel, units: list[Units]) -> Layout | None:
         if self.config.model.base is None or self.config.erase.reset != "base":
             return None
-        return base_checkpoint(model, self.config.model.base, _names(mlps))
+        return base_layout(model, self.config.model.base, _names(units))
 
     def _apply(self) -> None:
         plan = self._plan()
         if plan.units:
             model = self.engine.model
-            mlps = last_mlps(model, self.config.erase.layers)
-            apply(local_shards(model), mlps, plan, self._base(model, mlps))
+            units = last_units(model, self.config.erase.layers, self.config.erase.units)
+            apply(local_shards(model), units, plan, self._base(model, units))
 
     # Repair
 
@@ -406,22 +411,16 @@ class _Worker:
     def _export_erased(self) -> None:
         """Without repair, every untouched tensor leaves as it came: streamed from the source in its own dtype."""
         model = build_empty(read_model_config(self.config.model.path), torch_dtype(self.config))
-        names = stored_names(model, self.checkpoint)
-        if names is None:
+        layout = find_layout(model, self.checkpoint)
+        if layout is None:
             raise InputError(
                 "erase alone needs a checkpoint whose tensors are the model's parameters; run repair as well"
             )
         shards = list(_stored_shards(self.checkpoint))
         plan = self._plan()
         if plan.units:
-            own_name = {stored: name for name, stored in names.items()}
-            renamed = [
-                LiveShard(_renamed(s.shard, own_name[s.shard.name]), s.values)
-                for s in shards
-                if s.shard.name in own_name
-            ]
-            mlps = last_mlps(model, self.config.erase.layers)
-            apply(renamed, mlps, plan, self._base(model, mlps))
+            units = last_units(model, self.config.erase.layers, self.config.erase.units)
+            apply(layout.parameters(shards), units, plan, self._base(model, units))
         hashes = export(shards, self.config.model.path, self.run.path("model"))
         self._done("export", [self.run.path("model", name) for name in hashes])
 
@@ -479,12 +478,8 @@ def _stored_shards(checkpoint: Checkpoint) -> Iterator[LiveShard]:
         yield LiveShard(Shard(tensor.name, tensor.shape, start, stop, tensor.dtype), values)
 
 
-def _names(mlps: list[Mlp]) -> set[str]:
-    return {piece.name for mlp in mlps for piece in mlp.slices}
-
-
-def _renamed(shard: Shard, name: str) -> Shard:
-    return Shard(name, shard.shape, shard.start, shard.stop, shard.dtype)
+def _names(units: list[Units]) -> set[str]:
+    return {piece.name for group in units for piece in group.slices}
 
 
 def _write_json(path: Path, document: Any) -> None:

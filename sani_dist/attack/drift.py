@@ -61,7 +61,7 @@ def hidden_states(engine: Engine, rows: PackedRows, tokens: int, micro_rows: int
     with block_outputs(engine) as (outputs, _):
         for mine, dealt in rounds(min(len(rows), tokens), micro_rows):
             batch = rows.batch(mine) if mine else empty_batch(1, rows.row_length)
-            engine.forward(batch.input_ids, batch.position, lambda hidden, weight, bias: None)
+            engine.forward(batch.input_ids, batch.position, lambda *_: None)
             sent = torch.full((len(outputs), micro_rows, each, outputs[0].shape[-1]), torch.nan)
             for row, document in enumerate(batch.document):
                 real = torch.nonzero(document != NO_DOCUMENT)[:, 0]

@@ -17,7 +17,7 @@ from sani_dist.attack.scene import Scene
 from sani_dist.audit.measurement import Measurement
 from sani_dist.audit.scores import TokenScores, View, score_views
 from sani_dist.corpus.rows import SENSITIVE
-from sani_dist.engine.zero3 import Engine
+from sani_dist.engine.zero3 import Engine, blocks_of
 
 
 def lens(scene: Scene, name: str, load: Iterator[Engine]) -> Iterator[Result]:
@@ -26,7 +26,7 @@ def lens(scene: Scene, name: str, load: Iterator[Engine]) -> Iterator[Result]:
     engine.for_inference()
     of_splits = {split: scores_by_layer(scene, engine, split) for split in scene.audited}
     measured: list[Measurement] = []
-    for layer in range(len(blocks(engine))):
+    for layer in range(len(blocks_of(engine.model))):
         scores = {split: layers[layer] for split, layers in of_splits.items()}
         measured += [replace(m, group={"layer": str(layer)}) for m in scene.measured(scores)]
     yield Result("lens", "each layer", name, tuple(measured))
@@ -36,21 +36,15 @@ def lens(scene: Scene, name: str, load: Iterator[Engine]) -> Iterator[Result]:
 def scores_by_layer(scene: Scene, engine: Engine, split: str) -> list[TokenScores]:
     """Scores of the sensitive tokens of a split, as each layer would predict them."""
     with block_outputs(engine) as (outputs, norm):
-        views: list[View] = [partial(_as_last, outputs, norm, layer) for layer in range(len(blocks(engine)))]
+        views: list[View] = [partial(_as_last, outputs, norm, layer) for layer in range(len(blocks_of(engine.model)))]
         return score_views(engine, scene.rows[split], scene.audit.micro_rows, views, roles=(SENSITIVE,))
-
-
-def blocks(engine: Engine) -> nn.ModuleList:
-    """The layers of the model, in order."""
-    layers = engine.model.config.get_text_config().num_hidden_layers
-    return next(m for m in engine.module.body.modules() if isinstance(m, nn.ModuleList) and len(m) == layers)
 
 
 @contextmanager
 def block_outputs(engine: Engine) -> Iterator[tuple[list[torch.Tensor], list[nn.Module]]]:
     """While it lasts, each forward pass leaves the output of every block [rows, tokens, hidden_size], and the module after the last block
     that makes the final hidden states; no module where the last block does."""
-    layers = blocks(engine)
+    layers = blocks_of(engine.model)
     outputs: list[torch.Tensor] = []
     norm: list[nn.Module] = []
     after: list[tuple[nn.Module, torch.Tensor]] = []

@@ -8,10 +8,9 @@ than 32 rows would be.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -111,22 +110,9 @@ class CandidateRows:
         self._free -= len(piece.ids)
 
 
-@contextmanager
-def branching(engine: Engine, batch: Batch) -> Iterator[None]:
-    """While it lasts, the model attends as `CandidateRows` are meant: an explicit mask goes into its body, which then makes none."""
-    dtype = next(engine.module.body.parameters()).dtype
-    sees = visible(batch.document, batch.position)
-    # Added to the attention scores: every attention of transformers takes that form, a boolean mask only some.
-    mask = torch.zeros(sees.shape, dtype=dtype).masked_fill(~sees, torch.finfo(dtype).min)[:, None].to(engine.device)
-
-    def give_mask(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return args, {**kwargs, "attention_mask": mask}
-
-    hook = engine.module.body.register_forward_pre_hook(give_mask, with_kwargs=True)
-    try:
-        yield
-    finally:
-        hook.remove()
+def branching(engine: Engine, batch: Batch) -> AbstractContextManager[None]:
+    """While it lasts, the model attends as `CandidateRows` are meant."""
+    return engine.module.seeing(visible(batch.document, batch.position).to(engine.device))
 
 
 def visible(document: torch.Tensor, position: torch.Tensor) -> torch.Tensor:

@@ -179,9 +179,9 @@ def _remembering(engine: Engine, cache: DynamicCache, sees: torch.Tensor) -> Ite
         hook.remove()
 
 
-def _likeliest(last: torch.Tensor, top_k: int, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip # noqa: E501
+def _likeliest(last: torch.Tensor, top_k: int, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, softcap: float | None) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip # noqa: E501
     """Ids [rows, top_k], best first, and log-probabilities of what may follow each row, whose last token's hidden state is at `last`."""
-    scores = token_scores(hidden, weight, torch.zeros_like(last), last, bias=bias, top_k=top_k)
+    scores = token_scores(hidden, weight, torch.zeros_like(last), last, bias=bias, softcap=softcap, top_k=top_k)
     assert scores.top_ids is not None
     assert scores.top_logprob is not None
     return scores.top_ids, scores.top_logprob

@@ -140,6 +140,8 @@ def _full_batch(rows: Rows, mine: range, micro_rows: int) -> Batch:
     return batch
 
 
-def _scores(index: torch.Tensor, target: torch.Tensor, moments: bool, views: Sequence[View], hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> list[Scores]:  # fmt: skip # noqa: E501
+def _scores(index: torch.Tensor, target: torch.Tensor, moments: bool, views: Sequence[View], hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, softcap: float | None) -> list[Scores]:  # fmt: skip # noqa: E501
     target, index = target.to(hidden.device), index.to(hidden.device)
-    return [token_scores(view(hidden), weight, target, index, bias=bias, moments=moments) for view in views]
+    return [
+        token_scores(view(hidden), weight, target, index, bias=bias, softcap=softcap, moments=moments) for view in views
+    ]

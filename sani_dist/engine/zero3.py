@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +20,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from sani_dist.config import RepairSettings
 from sani_dist.engine import distributed
 from sani_dist.engine.attention import attend_by_document
+from sani_dist.engine.layout import find_layout
+from sani_dist.engine.packed_attention import PackedAttention
 from sani_dist.engine.safetensors_files import Checkpoint
 from sani_dist.engine.shards import local_shards
 from sani_dist.engine.trunk import Trunk
@@ -87,95 +89,33 @@ def build_empty(config: Any, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def stored_names(
-    model: PreTrainedModel, checkpoint: Checkpoint, wanted: Collection[str] | None = None
-) -> dict[str, str] | None:
-    """Parameter name -> name in the checkpoint, or None where names or shapes need transformers' weight conversion.
-
-    `wanted`: only these parameters, all of them unless given.
-    """
-    names = {}
-    for name, parameter in model.named_parameters():
-        if wanted is not None and name not in wanted:
-            continue
-        found = _stored_name(model, name, checkpoint.tensors)
-        # A partitioned parameter is empty; ZeRO-3 keeps its shape.
-        shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
-        if found is None or checkpoint.tensors[found].shape != shape:
-            return None
-        names[name] = found
-    return names
-
-
-def base_checkpoint(model: PreTrainedModel, folder: Path, wanted: Collection[str]) -> Checkpoint:
-    """The checkpoint of `erase.reset=base`, its tensors under the names that the parameters `wanted` have in `model`.
-
-    Only these have to be there: a vocabulary that has grown since is no obstacle. Raises InputError when one is not.
-    """
-    checkpoint = Checkpoint(folder)
-    names = stored_names(model, checkpoint, wanted)
-    if names is None:
-        raise InputError(
-            "model.base: its tensors are not those of model.path; expected the checkpoint it was trained from"
-        )
-    checkpoint.tensors = {name: checkpoint.tensors[stored] for name, stored in names.items()}
-    return checkpoint
-
-
-def check_complete(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
-    """Raises InputError when no conversion can make the model's parameters of what is stored: transformers would draw the missing
-    ones at random, and say so in a warning only. Costs no weights: shapes are in the headers."""
-    left = set(checkpoint.tensors)
-    missing = []
-    transposes = _has_conversions(model)
-    for name, parameter in model.named_parameters():
-        found = _stored_name(model, name, left)
-        if found is None:
-            missing.append(name)
-            continue
-        left.discard(found)
-        stored, wanted = checkpoint.tensors[found], tuple(parameter.shape)
-        if stored.shape != wanted and (stored.numel != parameter.numel() or not transposes):
-            raise InputError(
-                f"model.path: {checkpoint.folder} has {found} of shape {list(stored.shape)}; "
-                f"its config.json says {list(wanted)}"
-            )
-    if missing and not left:
-        raise InputError(f"model.path: {checkpoint.folder} has no tensor {missing[0]}; copy or export it again")
-
-
-def _stored_name(model: PreTrainedModel, name: str, stored: Collection[str]) -> str | None:
-    """Checkpoints of a bare body lack the prefix of the whole model, or have it where the model has none."""
-    prefix = model.base_model_prefix + "."
-    return next((c for c in (name, name.removeprefix(prefix), prefix + name) if c in stored), None)
-
-
-def _has_conversions(model: PreTrainedModel) -> bool:
-    """Whether transformers converts stored tensors of this architecture, as some store experts transposed; renaming is none."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter
-
-    return any(isinstance(c, WeightConverter) for c in get_model_conversion_mapping(model))
+def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
+    """The blocks of a model, in order. Raises InputError when there is no list of as many modules as its config has layers."""
+    count = model.config.get_text_config().num_hidden_layers
+    found = next((m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count), None)
+    if found is None:
+        raise InputError(f"model.path: {type(model).__name__}: no list of {count} blocks found")
+    return found
 
 
 def load_sharded(folder: Path, ds_config: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:
     """A model under ZeRO-3 whose shards were read from the byte ranges of the checkpoint that this rank owns.
 
-    Peak memory of a rank is its shards plus one buffer. Where the stored tensors are not the model's parameters one to one,
-    transformers loads and converts them, whole on each rank, and a log line says so.
+    Peak memory of a rank is its shards plus one buffer. Where parameters have to be computed from the stored tensors, transformers
+    does it, whole on each rank, and a log line says so.
     """
     checkpoint = Checkpoint(folder)
     config = read_model_config(folder)
     model = build_empty(config, dtype)
-    names = stored_names(model, checkpoint)
-    if names is None:
+    layout = find_layout(model, checkpoint)
+    if layout is None:
         logger.warning(
             "the stored tensors need transformers' weight conversion: loading through transformers, unstreamed"
         )
         return _load_through_transformers(folder, ds_config, dtype)
     _partition_empty(model, _converter(ds_config, dtype), dtype)
     for live in local_shards(model):
-        checkpoint.read_into(names[live.shard.name], live.shard.start, live.shard.stop, live.values)
+        layout.read_into(live.shard.name, live.shard.start, live.shard.stop, live.values)
     model.to(distributed.device())  # buffers; parameters are empty outside a forward
     model.eval()
     return model
@@ -237,26 +177,36 @@ def _load_through_transformers(folder: Path, ds_config: dict[str, Any], dtype: t
 
 
 class VocabularyHead(nn.Module):
-    """The output projection as a module of its own, so that ZeRO-3's hooks gather its weight exactly while it is used."""
+    """The output projection as a module of its own, so that ZeRO-3's hooks gather its weight exactly while it is used.
 
-    def __init__(self, projection: nn.Module) -> None:
+    Some models scale their logits, which is done to the hidden states here, and some cap them softly (c x tanh(logits / c)).
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
-        self.weight: nn.Parameter = projection.weight  # type: ignore[assignment]
+        projection: Any = model.get_output_embeddings()
+        self.weight: nn.Parameter = projection.weight
         self.bias: nn.Parameter | None = getattr(projection, "bias", None)
+        config = model.config.get_text_config()
+        self.scale = float(getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1))
+        self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
 
     def forward(self, hidden: torch.Tensor, compute: Callable[..., T]) -> T:
-        """`compute(hidden [tokens, hidden_size], weight [vocabulary, hidden_size], bias)` with the weight gathered."""
-        result: T = compute(hidden, self.weight, self.bias)
+        """`compute(hidden [tokens, hidden_size], weight [vocabulary, hidden_size], bias, softcap)` with the weight gathered."""
+        hidden = hidden if self.scale == 1 else hidden * self.scale
+        result: T = compute(hidden, self.weight, self.bias, self.softcap)
         return result
 
 
 class CausalModel(nn.Module):
-    """Body and head of a causal language model: one forward that ends in any function of (hidden, weight, bias)."""
+    """Body and head of a causal language model: one forward that ends in any function of (hidden, weight, bias, softcap)."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.body = model.base_model
-        self.head = VocabularyHead(model.get_output_embeddings())
+        self.head = VocabularyHead(model)
+        self.attention = PackedAttention(model, blocks_of(model))
+        self.visible: torch.Tensor | None = None
         self.trunk: Trunk | None = None
 
     def forward(self, inputs: torch.Tensor, position_ids: torch.Tensor, compute: Callable[..., T]) -> T:
@@ -264,15 +214,26 @@ class CausalModel(nn.Module):
 
         position_ids: [rows, tokens]. Positions that restart mark document boundaries for attention.
         """
+        given: dict[str, Any] = self.attention.arguments(position_ids, self.visible, self.head.weight.dtype)
+        given |= {"position_ids": position_ids, "use_cache": False}
         if inputs.is_floating_point():
             assert self.trunk is not None
             with self.trunk.replaced(inputs):
-                output = self.body(inputs_embeds=inputs, position_ids=position_ids, use_cache=False)
+                output = self.body(inputs_embeds=inputs, **given)
         else:
-            output = self.body(input_ids=inputs, position_ids=position_ids, use_cache=False)
+            output = self.body(input_ids=inputs, **given)
         hidden = output.last_hidden_state
         result: T = self.head(hidden.reshape(-1, hidden.shape[-1]), compute)
         return result
+
+    @contextmanager
+    def seeing(self, visible: torch.Tensor) -> Iterator[None]:
+        """While it lasts, tokens see those that `visible` says, bool [rows, tokens, tokens], not all before them in their document."""
+        self.visible = visible
+        try:
+            yield
+        finally:
+            self.visible = None
 
 
 class Engine:

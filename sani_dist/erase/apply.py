@@ -1,7 +1,7 @@
 """Editing shards by a plan, in place: no rank needs another's, so nothing is communicated.
 
-The neurons of a two-dimensional parameter are rows (axis 0) or columns (axis 1). A shard is a flat range, so it may begin and end
-inside a row; it is cut into the end of a row, whole rows, and the beginning of a row, and each piece is a small matrix.
+The units of a matrix are rows (axis 0) or columns (axis 1). A shard is a flat range, so it may begin and end inside a row; it is cut
+into the end of a row, whole rows, and the beginning of a row, and each piece is a small matrix.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from statistics import NormalDist
 import numpy as np
 import torch
 
-from sani_dist.engine.safetensors_files import Checkpoint
-from sani_dist.engine.shards import LiveShard, Shard
+from sani_dist.engine.layout import Layout
+from sani_dist.engine.shards import LiveShard
 from sani_dist.erase.plan import Plan
-from sani_dist.erase.structure import Mlp
+from sani_dist.erase.structure import Slice, Units
 from sani_dist.errors import InputError
 
 # New values are made for this many elements of a shard at a time, so that they never take more than a few megabytes.
@@ -27,44 +27,58 @@ BLOCK = 2**20
 LOOKUP = 2**16
 
 
-def apply(shards: Iterable[LiveShard], mlps: Iterable[Mlp], plan: Plan, base: Checkpoint | None = None) -> int:
-    """Reset the plan's neurons in every shard that holds a part of them; returns the number of elements written.
+def apply(shards: Iterable[LiveShard], units: Iterable[Units], plan: Plan, base: Layout | None = None) -> int:
+    """Reset the plan's units in every shard that holds a part of them; returns the number of elements written.
 
-    `mlps`: the structure the plan's layer numbers refer to. `base`: the checkpoint of `reset: base`. Nothing outside the chosen
-    neurons changes by a bit.
+    `units`: the structure the plan's layer numbers refer to. `base`: the checkpoint of `reset: base`. Nothing outside the chosen
+    units changes by a bit.
     """
     if plan.reset == "base" and base is None:
         raise InputError("erase.reset=base needs model.base, the checkpoint before the sensitive training")
-    chosen = {unit.layer: torch.tensor(unit.ids, dtype=torch.int64) for unit in plan.units}
-    slices = {s.name: (s, chosen[mlp.layer]) for mlp in mlps if mlp.layer in chosen for s in mlp.slices}
+    chosen = {(unit.layer, unit.kind): torch.tensor(unit.ids, dtype=torch.int64) for unit in plan.units}
+    slices: dict[str, list[tuple[Slice, torch.Tensor]]] = {}
+    for group in units:
+        if (group.layer, group.kind) in chosen:
+            for piece in group.slices:
+                slices.setdefault(piece.name, []).append((piece, piece.places(chosen[group.layer, group.kind])))
     written = 0
     for live in shards:
-        if live.shard.name not in slices:
+        for piece, ids in slices.get(live.shard.name, ()):
+            if ids.numel():
+                written += _reset(live, piece, ids, plan, base)
+    return written
+
+
+def _reset(live: LiveShard, piece: Slice, ids: torch.Tensor, plan: Plan, base: Layout | None) -> int:
+    """Reset the rows or columns `ids` (ascending) of the matrix `piece`, as far as they lie in the shard."""
+    written = 0
+    rows, width = piece.matrix
+    start, stop = (min(max(end - piece.start, 0), rows * width) for end in (live.shard.start, live.shard.stop))
+    offset = piece.start - live.shard.start  # of the matrix from the first value of the shard
+    for low, high in _blocks(start, stop, width):
+        rows = max(1, (high - low) // width)
+        block = live.values[offset + low : offset + high].view(rows, -1)
+        first = divmod(low, width)[piece.axis]
+        ends = torch.tensor([first, first + block.shape[piece.axis]])
+        begin, end = torch.searchsorted(ids, ends).tolist()
+        if begin == end:
             continue
-        piece, ids = slices[live.shard.name]
-        width = piece.shape[1] if len(piece.shape) == 2 else 1
-        for low, high in _blocks(live.shard.start, live.shard.stop, width):
-            rows = max(1, (high - low) // width)
-            block = live.values[low - live.shard.start : high - live.shard.start].view(rows, -1)
-            first = divmod(low, width)[piece.axis]
-            ends = torch.tensor([first, first + block.shape[piece.axis]])
-            begin, end = torch.searchsorted(ids, ends).tolist()
-            if begin == end:
-                continue
-            where = ids[begin:end] - first
-            written += where.numel() * block.shape[1 - piece.axis]
-            if plan.reset == "zero":
-                block.index_fill_(piece.axis, where.to(block.device), 0)
-                continue
-            if base is not None and plan.reset == "base":
-                values = _base_values(base, live.shard, low, high).view(block.shape).index_select(piece.axis, where)
-            else:
-                # Chosen elements are numbered in the parameter's order; those of a block follow one another.
-                number = begin * width + low % width if piece.axis == 0 else low // width * ids.numel() + begin
-                count = where.numel() * block.shape[1 - piece.axis]
-                values = initial_values(plan.seed, piece.name, number, number + count, piece.std, block.dtype)
-                values = values.view((where.numel(), -1) if piece.axis == 0 else (rows, where.numel()))
-            block.index_copy_(piece.axis, where.to(block.device), values.to(block.device, block.dtype))
+        where = ids[begin:end] - first
+        written += where.numel() * block.shape[1 - piece.axis]
+        if plan.reset == "zero":
+            block.index_fill_(piece.axis, where.to(block.device), 0)
+            continue
+        if base is not None and plan.reset == "base":
+            values = torch.empty(high - low, dtype=live.shard.dtype)
+            base.read_into(live.shard.name, piece.start + low, piece.start + high, values)
+            values = values.view(block.shape).index_select(piece.axis, where)
+        else:
+            # Chosen elements are numbered in the matrix's order; those of a block follow one another.
+            number = begin * width + low % width if piece.axis == 0 else low // width * ids.numel() + begin
+            count = where.numel() * block.shape[1 - piece.axis]
+            values = initial_values(plan.seed, piece.stream, number, number + count, piece.std, block.dtype)
+            values = values.view((where.numel(), -1) if piece.axis == 0 else (rows, where.numel()))
+        block.index_copy_(piece.axis, where.to(block.device), values.to(block.device, block.dtype))
     return written
 
 
@@ -76,18 +90,10 @@ def _blocks(start: int, stop: int, width: int) -> Iterator[tuple[int, int]]:
     yield from ((low, high) for low, high in itertools.pairwise(cuts) if low < high)
 
 
-def _base_values(base: Checkpoint, shard: Shard, low: int, high: int) -> torch.Tensor:
-    if shard.name not in base.tensors or base.tensors[shard.name].shape != shard.shape:
-        raise InputError(f"model.base: {base.folder} has no tensor {shard.name} of shape {list(shard.shape)}")
-    values = torch.empty(high - low, dtype=shard.dtype)
-    base.read_into(shard.name, low, high, values)
-    return values
-
-
 def initial_values(
     seed: int, name: str, start: int, stop: int, std: float, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
-    """What an initialiser of standard deviation `std` draws for the chosen elements number [start, stop) of parameter `name`.
+    """What an initialiser of standard deviation `std` draws for the chosen elements number [start, stop) of matrix `name`.
 
     A function of (seed, name, number) alone, so any split over ranks gives the same weights. Each value is one of 65536 quantiles
     of the normal distribution (variance 0.99998, the last at 4.3 std), picked by 16 bits of a PCG64DXSM stream, which NumPy

@@ -1,4 +1,4 @@
-"""The erase plan: which neurons, and what they become. Given a plan the erased model is the same everywhere, bit for bit."""
+"""The erase plan: which neurons and heads, and what they become. Given a plan the erased model is the same everywhere, bit for bit."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Unit:
-    """The neurons `ids` (ascending) of the MLP of block `layer`."""
+    """The neurons `ids` (ascending) of the MLP of block `layer`, or the heads of its attention."""
 
     layer: int
-    kind: Literal["mlp"]
+    kind: Literal["mlp", "head"]
     ids: tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What `select` decided. `scores`: per layer, the spread of the scores and how much the chosen neurons hold of them."""
+    """What `select` decided. `scores`: per layer, the spread of the scores and how much the chosen units hold of them."""
 
     source_sha256: str
     seed: int

@@ -1,4 +1,4 @@
-"""Choosing the neurons to reset: at random, as the paper does, or by how much the memory of sensitive tokens flows through them."""
+"""Choosing what is reset: at random, as the paper does, or where the memory of sensitive tokens flows through."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ from sani_dist.engine import distributed
 from sani_dist.engine.rounds import rounds
 from sani_dist.engine.zero3 import Engine
 from sani_dist.erase.plan import Plan, Unit
-from sani_dist.erase.structure import Mlp, last_mlps
+from sani_dist.erase.structure import Units, last_units
+from sani_dist.erase.watch import watched
 from sani_dist.kernels import masked_cross_entropy
 
 Report = Callable[[int, int], None]
 
 # What is ordinary needs no more text than what is sensitive: the sums are over thousands of tokens either way.
 ORDINARY_ROWS = 16
+# The random numbers of a block's heads are not those of its neurons.
+HEAD_STREAMS = 2**32
 
 
 def select(
@@ -38,27 +41,32 @@ def select(
     `sensitive`: rows whose sensitive tokens are the memory to be erased. `ordinary`: rows whose learnable tokens must not suffer,
     general text where the user gave some. Both are read only for `select: attribution`.
     """
-    mlps = last_mlps(engine.model, settings.layers) if settings.layers else []
-    if not mlps:
+    groups = last_units(engine.model, settings.layers, settings.units) if settings.layers else []
+    if not groups:
         return Plan(source_sha256, settings.seed, settings.select, settings.reset, ())
     if settings.select == "random":
-        drawn = tuple(Unit(m.layer, "mlp", _random_ids(m, settings)) for m in mlps)
+        drawn = tuple(Unit(g.layer, g.kind, _random_ids(g, settings)) for g in groups)
         return Plan(source_sha256, settings.seed, settings.select, settings.reset, drawn)
     compared = min(len(ordinary), max(len(sensitive), ORDINARY_ROWS))
     total = len(sensitive) + compared
     memory = attribution(
-        engine, sensitive, len(sensitive), SENSITIVE, mlps, micro_rows, lambda done: report(done, total)
+        engine, sensitive, len(sensitive), SENSITIVE, groups, micro_rows, lambda done: report(done, total)
     )
     usual = attribution(
-        engine, ordinary, compared, LEARN, mlps, micro_rows, lambda done: report(len(sensitive) + done, total)
+        engine, ordinary, compared, LEARN, groups, micro_rows, lambda done: report(len(sensitive) + done, total)
     )
-    relative = _normalised(memory) / _normalised(usual).clamp(min=1e-12)
-    units, summary = [], []
-    for mlp, score in zip(mlps, relative, strict=True):
-        ids = _top_ids(score, _count(mlp, settings))
-        units.append(Unit(mlp.layer, "mlp", ids))
-        summary.append(_summary(mlp, score, ids))
-    return Plan(source_sha256, settings.seed, settings.select, settings.reset, tuple(units), tuple(summary))
+    chosen, summary = [], []
+    for group, sensitive_flow, usual_flow in zip(groups, memory, usual, strict=True):
+        score = _normalised(sensitive_flow) / _normalised(usual_flow).clamp(min=1e-12)
+        ids = _top_ids(score, share(settings.fraction, group.count))
+        chosen.append(Unit(group.layer, group.kind, ids))
+        summary.append(_summary(group, score, ids))
+    return Plan(source_sha256, settings.seed, settings.select, settings.reset, tuple(chosen), tuple(summary))
+
+
+def share(fraction: float, count: int) -> int:
+    """How many of `count` units a fraction is; at least one."""
+    return max(1, round(fraction * count))
 
 
 def attribution(
@@ -66,68 +74,61 @@ def attribution(
     rows: PackedRows,
     count: int,
     role: int,
-    mlps: list[Mlp],
+    groups: list[Units],
     micro_rows: int,
     report: Callable[[int], None],
-) -> torch.Tensor:
-    """Sum over the tokens of the first `count` rows of |activation x d loss / d activation|: float64 [layers, neurons].
+) -> list[torch.Tensor]:
+    """Sum over the tokens of the first `count` rows of |activation x d loss / d activation|: float64 [units] for each group.
 
     The loss is -log p summed over the tokens of `role`. One micro-batch is scored in the same way on whichever rank it falls, and
     the sums are added in row order in float64, so the result does not depend on the world size.
     """
-    total = torch.zeros(len(mlps), mlps[0].neurons, dtype=torch.float64)
-    seen: dict[int, torch.Tensor] = {}
-    hooks = [m.down.register_forward_pre_hook(partial(_keep_input, seen, m.layer)) for m in mlps]
-    try:
+    sizes = [group.count for group in groups]
+    total = torch.zeros(sum(sizes), dtype=torch.float64)
+    with watched(groups) as seen:
         for mine, dealt in rounds(count, micro_rows):
             batch = rows.batch(mine) if mine else empty_batch(micro_rows, rows.row_length)
             index, target, _, _ = targets(batch, roles=(role,))
             loss = engine.forward(batch.input_ids, batch.position, partial(_summed_loss, index, target))
-            activations = [seen[m.layer] for m in mlps]
-            gradients = torch.autograd.grad(loss, activations)
-            scores = torch.stack([_flow(a, g) for a, g in zip(activations, gradients, strict=True)])
-            seen.clear()
-            for part, items in zip(distributed.gather_in_rank_order(scores), dealt, strict=True):
+            parts = [(group, part) for group, found in zip(groups, seen, strict=True) for part in found]
+            gradients = torch.autograd.grad(loss, [part.activations for _, part in parts])
+            scores = torch.zeros(total.shape, dtype=torch.float64, device=engine.device)
+            of_group = dict(zip(map(id, groups), torch.split(scores, sizes), strict=True))
+            for (group, part), gradient in zip(parts, gradients, strict=True):
+                flow = _flow(part.activations, gradient, group.width)
+                of_group[id(group)][part.first : part.first + len(flow)] += flow
+            for found in seen:
+                found.clear()
+            for gathered, items in zip(distributed.gather_in_rank_order(scores), dealt, strict=True):
                 if items:
-                    total += part.cpu()
+                    total += gathered.cpu()
             report(dealt[-1].stop)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return total
+    return list(torch.split(total, sizes))
 
 
-def _flow(activation: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
-    """Sum over all tokens of |activation x gradient|: float64 [neurons]."""
-    return (activation.detach().float() * gradient.float()).abs().flatten(0, -2).double().sum(dim=0)
+def _flow(activation: torch.Tensor, gradient: torch.Tensor, width: int) -> torch.Tensor:
+    """Sum over all tokens, and the `width` values of each unit, of |activation x gradient|: float64 [units]."""
+    flow = (activation.detach().float() * gradient.float()).abs().flatten(0, -2).double().sum(dim=0)
+    return flow.view(-1, width).sum(dim=1)
 
 
-def _keep_input(
-    seen: dict[int, torch.Tensor], layer: int, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]
-) -> None:
-    seen[layer] = inputs[0]
-
-
-def _summed_loss(index: torch.Tensor, target: torch.Tensor, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:  # fmt: skip # noqa: E501
+def _summed_loss(index: torch.Tensor, target: torch.Tensor, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, softcap: float | None) -> torch.Tensor:  # fmt: skip # noqa: E501
     # Detached: the head's own gradient is not asked for, and it is the largest matrix product of the step.
     detached = None if bias is None else bias.detach()
     return masked_cross_entropy(
-        hidden, weight.detach(), target.to(hidden.device), index.to(hidden.device), bias=detached
+        hidden, weight.detach(), target.to(hidden.device), index.to(hidden.device), bias=detached, softcap=softcap
     )
 
 
-def _random_ids(mlp: Mlp, settings: EraseSettings) -> tuple[int, ...]:
-    order = np.random.Generator(np.random.Philox(key=[settings.seed, mlp.layer])).permutation(mlp.neurons)
-    return tuple(sorted(order[: _count(mlp, settings)].tolist()))
-
-
-def _count(mlp: Mlp, settings: EraseSettings) -> int:
-    return max(1, round(settings.fraction * mlp.neurons))
+def _random_ids(group: Units, settings: EraseSettings) -> tuple[int, ...]:
+    stream = group.layer + (HEAD_STREAMS if group.kind == "head" else 0)
+    order = np.random.Generator(np.random.Philox(key=[settings.seed, stream])).permutation(group.count)
+    return tuple(sorted(order[: share(settings.fraction, group.count)].tolist()))
 
 
 def _normalised(scores: torch.Tensor) -> torch.Tensor:
-    """Shares of each layer's sum: layers differ in scale by orders of magnitude."""
-    return scores / scores.sum(dim=1, keepdim=True).clamp(min=1e-300)
+    """Shares of the group's sum: layers differ in scale by orders of magnitude."""
+    return scores / scores.sum().clamp(min=1e-300)
 
 
 def _top_ids(score: torch.Tensor, count: int) -> tuple[int, ...]:
@@ -136,10 +137,10 @@ def _top_ids(score: torch.Tensor, count: int) -> tuple[int, ...]:
     return tuple(sorted(order[:count].tolist()))
 
 
-def _summary(mlp: Mlp, score: torch.Tensor, ids: tuple[int, ...]) -> dict[str, float]:
+def _summary(group: Units, score: torch.Tensor, ids: tuple[int, ...]) -> dict[str, float]:
     chosen = score[list(ids)]
     return {
-        "layer": mlp.layer,
+        "layer": group.layer,
         "median": float(score.median()),
         "lowest_chosen": float(chosen.min()),
         "highest": float(score.max()),

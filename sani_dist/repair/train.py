@@ -152,7 +152,7 @@ def _batch(places: Sequence[Place], rows: int, row_length: int) -> Batch:
     return Batch(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Batch)))
 
 
-def _loss(index: torch.Tensor, target: torch.Tensor, role: torch.Tensor, objectives: Objectives, normalizer: float, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:  # fmt: skip # noqa: E501
+def _loss(index: torch.Tensor, target: torch.Tensor, role: torch.Tensor, objectives: Objectives, normalizer: float, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, softcap: float | None) -> torch.Tensor:  # fmt: skip # noqa: E501
     device = hidden.device
     pushed: dict[str, Any] = {}
     if objectives.unlikelihood:  # the kernel reads role 2 as "push down"; without roles every target is learnt
@@ -160,8 +160,9 @@ def _loss(index: torch.Tensor, target: torch.Tensor, role: torch.Tensor, objecti
         if objectives.unlikelihood != 1:
             pushed["row_weights"] = torch.where(role == SENSITIVE, objectives.unlikelihood, 1.0).to(device)
     return masked_cross_entropy(
-        hidden, weight, target.to(device), index.to(device), normalizer=normalizer, bias=bias, **pushed
-    )
+        hidden, weight, target.to(device), index.to(device),
+        normalizer=normalizer, bias=bias, softcap=softcap, **pushed,
+    )  # fmt: skip
 
 
 def _masters_are_finite(engine: Engine) -> bool:

@@ -73,14 +73,17 @@ def _model(run: Run) -> dict[str, Any]:
 
 
 def _erase(run: Run) -> dict[str, Any] | None:
-    """How many neurons of each layer were reset, out of how many where the model's config says so."""
+    """How many neurons and heads of each layer were reset, of how many neurons where the model's config says so."""
     path = run.path("erase", "plan.json")
     if not path.exists():
         return None
     plan = json.loads(path.read_text())
     layers, neurons = _size(run)
-    counts = [{"layer": unit["layer"], "erased": len(unit["ids"])} for unit in plan["units"]]
-    return {**{k: plan[k] for k in ("select", "reset", "seed")}, "layers": layers, "neurons": neurons, "erased": counts}
+    counts = {
+        key: [{"layer": unit["layer"], "erased": len(unit["ids"])} for unit in plan["units"] if unit["kind"] == kind]
+        for key, kind in (("erased", "mlp"), ("heads", "head"))
+    }
+    return {**{k: plan[k] for k in ("select", "reset", "seed")}, "layers": layers, "neurons": neurons, **counts}
 
 
 def _size(run: Run) -> tuple[int | None, int | None]:
@@ -90,6 +93,8 @@ def _size(run: Run) -> tuple[int | None, int | None]:
         if path.exists():
             config = json.loads(path.read_text())
             hidden = config.get("n_embd")
+            if "num_experts" in config or "num_local_experts" in config:  # each expert has as many
+                return config.get("num_hidden_layers"), None
             neurons = config.get("intermediate_size") or config.get("n_inner") or (4 * hidden if hidden else None)
             return config.get("num_hidden_layers") or config.get("n_layer"), neurons
     return None, None

@@ -30,7 +30,7 @@ def scored(model: PreTrainedModel, rows: CandidateRows) -> TokenScores:
     engine: Any = SimpleNamespace(module=CausalModel(model), device=torch.device("cpu"))
     batch = rows.batch(range(len(rows)))
     with torch.no_grad(), branching(engine, batch):
-        logits = engine.module(batch.input_ids, batch.position, lambda hidden, weight, bias: hidden @ weight.t())
+        logits = engine.module(batch.input_ids, batch.position, lambda hidden, weight, *_: hidden @ weight.t())
     logprobs = logits.view(*batch.input_ids.shape, -1).log_softmax(dim=-1)[:, :-1]
     found = np.full(batch.input_ids.shape, np.nan, dtype=np.float32)
     found[:, 1:] = logprobs.gather(2, batch.input_ids[:, 1:, None])[..., 0].numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -17,7 +18,10 @@ SECONDS = 300
 
 
 def run_ranks(workers: int, function: str, folder: Path, **arguments: Any) -> None:
-    """Call `work.<function>(folder, **arguments)` on `workers` ranks of one process group; fails with the log of a rank that failed."""
+    """Call `function` (of the module `work` unless it says `module.name`) with (folder, **arguments) on each rank of a process group.
+
+    Fails with the log of a rank that failed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     command = [sys.executable, "-m", "tests.distributed.ranks", function, str(folder), json.dumps(arguments)]
@@ -46,9 +50,10 @@ def run_ranks(workers: int, function: str, folder: Path, **arguments: Any) -> No
 
 def main() -> None:
     from sani_dist.engine import distributed
-    from tests.distributed import work
 
-    function, folder, arguments = sys.argv[1:]
+    name, folder, arguments = sys.argv[1:]
+    module, _, function = name.rpartition(".")
+    work = importlib.import_module(f"tests.distributed.{module or 'work'}")
     distributed.start(threads=1)
     getattr(work, function)(Path(folder), **json.loads(arguments))
     distributed.stop()

@@ -31,7 +31,7 @@ from sani_dist.engine.shards import local_shards
 from sani_dist.engine.trunk import layers_of
 from sani_dist.engine.zero3 import Engine, load_sharded, read_ds_config
 from sani_dist.erase import apply, select
-from sani_dist.erase.structure import last_mlps
+from sani_dist.erase.structure import last_units
 from sani_dist.errors import RunError
 from sani_dist.repair import Progress, places_of, states_below, train
 from sani_dist.repair.schedule import Schedule
@@ -63,7 +63,7 @@ def _carry(
     settings = EraseSettings.model_validate(case["erase"])
     plan = select(engine, rows["repair"], rows["general_train"], settings, source_sha256="source")
     _write(folder / "plan.json", plan.write)
-    apply(local_shards(engine.model), last_mlps(engine.model, settings.layers), plan)
+    apply(local_shards(engine.model), last_units(engine.model, settings.layers, settings.units), plan)
     erased = {live.shard.name: live.values.clone() for live in local_shards(engine.model)}
     after = score(engine, rows["repair"], micro_rows=2)
     _write(folder / "scores.npz", partial(_write_scores, before=before, after=after))
@@ -156,7 +156,7 @@ def _stop_and_go_on(
         engine.for_inference()
         plan = select(engine, rows["repair"], rows["general_train"], erase, source_sha256="source")
         before = score(engine, rows["repair"], micro_rows=2)  # gathers, and copies, what is edited next
-        apply(local_shards(engine.model), last_mlps(engine.model, erase.layers), plan)
+        apply(local_shards(engine.model), last_units(engine.model, erase.layers, erase.units), plan)
         after = score(engine, rows["repair"], micro_rows=2)
         if part == "undisturbed":
             _write(folder / "scores.npz", partial(_write_scores, before=before, after=after))

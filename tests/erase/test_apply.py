@@ -11,19 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from sani_dist.engine.layout import find_layout
 from sani_dist.engine.safetensors_files import Checkpoint
 from sani_dist.engine.zero3 import build_empty, read_model_config
 from sani_dist.erase import Plan, Unit, apply
 from sani_dist.erase.apply import initial_values
-from sani_dist.erase.structure import find_mlps
+from sani_dist.erase.structure import last_units
 from sani_dist.errors import InputError
 
+from ..distributed.families import FAMILIES, build
 from .reference import GPT2, LLAMA, erased, joined, shards_of
 
 
 @pytest.fixture(scope="module")
 def families(llama_folder: Path, gpt2_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """family -> tensors, base tensors, base checkpoint, structure, prefix, axes, neurons, deviations."""
+    """family -> tensors, base tensors, where the base lies, structure, prefix, axes, neurons, deviations."""
     result = {}
     scaled = 0.2 / math.sqrt(2 * 2)
     for family, folder, prefix, axes, neurons, stds in (
@@ -34,8 +36,10 @@ def families(llama_folder: Path, gpt2_folder: Path, tmp_path_factory: pytest.Tem
         base = {name: tensor * -3 + 1 for name, tensor in tensors.items()}
         base_folder = tmp_path_factory.mktemp(f"{family}-base")
         save_file(base, base_folder / "model.safetensors")
-        mlps = find_mlps(build_empty(read_model_config(folder), torch.float32))
-        result[family] = (tensors, base, Checkpoint(base_folder), mlps, prefix, axes, neurons, stds)
+        model = build_empty(read_model_config(folder), torch.float32)
+        mlps = last_units(model, model.config.num_hidden_layers, "mlp")
+        layout = find_layout(model, Checkpoint(base_folder))
+        result[family] = (tensors, base, layout, mlps, prefix, axes, neurons, stds)
     return result
 
 
@@ -47,7 +51,7 @@ def families(llama_folder: Path, gpt2_folder: Path, tmp_path_factory: pytest.Tem
 def test_shards_of_any_world_size_become_what_the_definition_says(
     families: dict, data: st.DataObject, family: str, reset: str, dtype: torch.dtype, world_size: int
 ) -> None:
-    tensors, base, checkpoint, mlps, prefix, axes, neurons, stds = families[family]
+    tensors, base, layout, mlps, prefix, axes, neurons, stds = families[family]
     tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
     layers = data.draw(st.lists(st.integers(0, len(mlps) - 1), min_size=1, unique=True))
     ids = st.lists(st.integers(0, neurons - 1), min_size=1, unique=True).map(sorted)
@@ -55,14 +59,12 @@ def test_shards_of_any_world_size_become_what_the_definition_says(
     seed = data.draw(st.integers(0, 2**63 - 1))
     plan = Plan("", seed, "random", reset, tuple(Unit(layer, "mlp", tuple(found)) for layer, found in units.items()))
     parts = [shards_of(tensors, world_size, rank) for rank in range(world_size)]
-    written = sum(apply(part, mlps, plan, checkpoint) for part in parts)
+    written = sum(apply(part, mlps, plan, layout) for part in parts)
     expected = erased(tensors, prefix, axes, units, reset, seed, stds, base)
     result = joined(parts)
     for name, tensor in expected.items():
         assert torch.equal(result[name], tensor), name
-    per_neuron = sum(
-        mlps[0].slices[i].shape[1 - s.axis] if len(s.shape) == 2 else 1 for i, s in enumerate(mlps[0].slices)
-    )
+    per_neuron = sum(s.matrix[1 - s.axis] for s in mlps[0].slices)
     assert written == per_neuron * sum(map(len, units.values()))
 
 
@@ -88,14 +90,11 @@ def test_nothing_outside_the_chosen_neurons_changes_by_a_bit(families: dict) -> 
             assert not changed.any()
 
 
-def test_reset_to_base_needs_a_base_that_fits(families: dict, tmp_path: Path) -> None:
-    tensors, base, _, mlps, *_ = families["llama"]
+def test_reset_to_base_needs_a_base(families: dict) -> None:
+    tensors, _, _, mlps, *_ = families["llama"]
     plan = Plan("", 0, "random", "base", (Unit(2, "mlp", (1,)),))
     with pytest.raises(InputError, match=r"erase.reset=base needs model.base"):
         apply(shards_of(tensors, 1, 0), mlps, plan)
-    save_file({n: t.T.contiguous() if t.dim() == 2 else t for n, t in base.items()}, tmp_path / "model.safetensors")
-    with pytest.raises(InputError, match=r"model.base: .* has no tensor model.layers.2.mlp.\w+.weight of shape"):
-        apply(shards_of(tensors, 1, 0), mlps, plan, Checkpoint(tmp_path))
 
 
 @pytest.mark.parametrize("std", [0.02, 0.7])
@@ -123,3 +122,46 @@ def test_initial_values_depend_on_seed_name_and_number_alone() -> None:
         0.02009371481835842,
         0.02954316884279251,
     ]
+
+
+@pytest.fixture(scope="module")
+def fused() -> dict:
+    """family -> parameters (none zero) and units of the last block, where several units share a parameter in some order of its own."""
+    result = {}
+    for name in ("Phi-3, Phi-4", "GPT-2", "GPT-NeoX, Pythia", "Falcon, grouped key heads", "Mixtral"):
+        model = build(FAMILIES[name], 50)
+        tensors = {n: p.detach() + (p.detach() == 0) for n, p in model.named_parameters()}
+        result[name] = (tensors, last_units(model, 1, "both"))
+    return result
+
+
+@given(data=st.data(), world_size=st.integers(2, 7))
+@settings(max_examples=40, deadline=None)
+@pytest.mark.parametrize(
+    "family", ["Phi-3, Phi-4", "GPT-2", "GPT-NeoX, Pythia", "Falcon, grouped key heads", "Mixtral"]
+)
+def test_neurons_and_heads_that_share_parameters_are_the_same_at_any_world_size(
+    fused: dict, data: st.DataObject, family: str, world_size: int
+) -> None:
+    tensors, units = fused[family]
+    chosen = []
+    for group in units:
+        ids = data.draw(st.lists(st.integers(0, group.count - 1), min_size=1, unique=True).map(sorted))
+        chosen.append(Unit(group.layer, group.kind, tuple(ids)))
+
+    def reset(how: str, ranks: int) -> dict[str, torch.Tensor]:
+        parts = [shards_of(tensors, ranks, rank) for rank in range(ranks)]
+        for part in parts:
+            apply(part, units, Plan("", 3, "random", how, tuple(chosen)))
+        return joined(parts)
+
+    zeroed, fresh = reset("zero", 1), reset("init", 1)
+    for how, whole in (("zero", zeroed), ("init", fresh)):
+        for name, tensor in reset(how, world_size).items():
+            assert torch.equal(tensor, whole[name]), name
+    drawn = []
+    for name, tensor in tensors.items():
+        assert torch.equal(fresh[name] != tensor, zeroed[name] == 0), name
+        drawn += fresh[name][zeroed[name] == 0].tolist() if tensor.dim() > 1 else []
+    # No two matrices of a parameter draw the same numbers: of 65536 possible ones few come twice.
+    assert len(set(drawn)) > 0.9 * len(drawn)

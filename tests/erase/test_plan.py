@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from sani_dist.erase import Plan, Unit
 from sani_dist.errors import InputError
 
-units = st.builds(Unit, st.integers(0, 200), st.just("mlp"), st.lists(st.integers(0, 10**6), max_size=5).map(tuple))
+units = st.builds(
+    Unit, st.integers(0, 200), st.sampled_from(["mlp", "head"]), st.lists(st.integers(0, 10**6), max_size=5).map(tuple)
+)
 summaries = st.dictionaries(st.sampled_from(["layer", "median", "highest"]), st.floats(allow_nan=False))
 plans = st.builds(
     Plan, st.text(max_size=64), st.integers(0, 2**63 - 1), st.sampled_from(["random", "attribution"]),

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from sani_dist.config import EraseSettings
 from sani_dist.engine.zero3 import build_empty, read_model_config
 from sani_dist.erase.select import _random_ids, _top_ids
-from sani_dist.erase.structure import last_mlps
+from sani_dist.erase.structure import last_units
 
 
 def test_random_neurons_differ_by_seed_and_layer_and_by_nothing_else(llama_folder: Path) -> None:
     model = build_empty(read_model_config(llama_folder), torch.float32)
-    first, last = last_mlps(model, 2)
+    first, last = last_units(model, 2, "mlp")
     one = EraseSettings(seed=1, fraction=0.5)
     chosen = _random_ids(last, one)
     assert chosen == tuple(sorted(set(chosen)))

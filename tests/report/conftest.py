@@ -123,9 +123,13 @@ def make_run(tmp_path: Path) -> MakeRun:
             losses(0.0 if when == "before" else rise, documents).to_parquet(table)
             run.mark_done(f"audit-{when}", [_write(run, f"audit/{when}.json", document), table])
         if after is not None:
-            Plan("a" * 64, 0, "attribution", "zero", (Unit(2, "mlp", (1, 5)), Unit(3, "mlp", (0, 2, 9)))).write(
-                run.path("erase", "plan.json")
-            )
+            Plan(
+                "a" * 64,
+                0,
+                "attribution",
+                "zero",
+                (Unit(2, "mlp", (1, 5)), Unit(2, "head", (1,)), Unit(3, "mlp", (0, 2, 9))),
+            ).write(run.path("erase", "plan.json"))
             steps = [
                 {"stage": "repair", "done": s, "total": 6, "unit": "steps", "loss": 3 / s, "learning_rate": 1e-4}
                 for s in range(1, 7)

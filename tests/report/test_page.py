@@ -186,6 +186,16 @@ def test_a_run_has_plots_with_titles_and_descriptions(make_run: MakeRun) -> None
     )
 
 
+def test_heads_that_were_reset_are_counted_apart_from_neurons(make_run: MakeRun) -> None:
+    run = make_run()
+    page = html(run)
+    assert "Attention heads that were reset: 1 of layer 2." in page
+    assert "5 neurons in 2 of" in page
+    card = run.path("report", "MODEL_CARD.md").read_text()
+    assert "5 MLP neurons of 2 layers were reset" in card
+    assert "1 attention heads of 1 layers were reset" in card
+
+
 def test_the_card_starts_with_front_matter_and_the_missed_limits(make_run: MakeRun) -> None:
     run = make_run()
     write_report(run, VerifySettings(max_leak100=0.05))
