@@ -43,12 +43,16 @@ MaxUtilityLoss = Annotated[
 MaxGeneralLoss = Annotated[float | None, typer.Option("--max-general-loss", help="rise of perplexity on general text")]
 # Exit code of `verify`; the others are those of errors.
 LIMIT_MISSED = 1
+AllowPickle = Annotated[
+    bool, typer.Option("--allow-pickle", help="weights may be in .bin files: sets model.allow_pickle")
+]
 Preset = Annotated[str | None, typer.Option("--preset", help=f"defaults to start from: {', '.join(PRESETS)}")]
 
 
 @app.command()
 def run(
     config: ConfigFile, out: OutFolder = Path("run"), overrides: Overrides = None, preset: Preset = None,
+    allow_pickle: AllowPickle = False,
     prepare_only: Annotated[
         bool, typer.Option("--prepare-only", help="stop before any rank starts; a launcher goes on (see launch/)")
     ] = False,
@@ -58,7 +62,7 @@ def run(
 
     Example: `sani-dist run hospital.yaml --preset targeted --set cluster.workers=2 --out run`
     """
-    settings = load_config(config, overrides, preset)
+    settings = load_config(config, _with(overrides, allow_pickle), preset)
     if dry_run:
         _describe(settings)
     elif prepare_only:
@@ -95,7 +99,7 @@ def resume(
 def audit(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="folder of any Hugging Face causal language model")],
     corpus: Annotated[Path, typer.Option("--corpus", help="settings file; only its section `corpus` and `audit` are used")],
-    out: OutFolder = Path("audit-run"), overrides: Overrides = None,
+    out: OutFolder = Path("audit-run"), overrides: Overrides = None, allow_pickle: AllowPickle = False,
 ) -> None:  # fmt: skip
     """Measure what an attacker can extract from a model; changes nothing.
 
@@ -103,7 +107,8 @@ def audit(
     """
     from sani_dist import api
 
-    settings = load_config(corpus, [*(overrides or []), f"model.path={model.resolve()}", "erase.layers=0"])
+    overrides = _with(overrides, allow_pickle)
+    settings = load_config(corpus, [*overrides, f"model.path={model.resolve()}", "erase.layers=0"])
     _sanitize(settings, out, api.AUDIT_STAGES)
 
 
@@ -138,28 +143,30 @@ def attack(
 
 @app.command()
 def erase(
-    config: ConfigFile, out: OutFolder = Path("erased"), overrides: Overrides = None, preset: Preset = None
-) -> None:
+    config: ConfigFile, out: OutFolder = Path("erased"), overrides: Overrides = None, preset: Preset = None,
+    allow_pickle: AllowPickle = False,
+) -> None:  # fmt: skip
     """Only erase: reset neurons and export; every untouched tensor stays as it was, byte for byte.
 
     Example: `sani-dist erase hospital.yaml --set erase.layers=4 --out erased`
     """
     from sani_dist import api
 
-    _sanitize(load_config(config, overrides, preset), out, api.ERASE_STAGES)
+    _sanitize(load_config(config, _with(overrides, allow_pickle), preset), out, api.ERASE_STAGES)
 
 
 @app.command()
 def repair(
-    config: ConfigFile, out: OutFolder = Path("repaired"), overrides: Overrides = None, preset: Preset = None
-) -> None:
+    config: ConfigFile, out: OutFolder = Path("repaired"), overrides: Overrides = None, preset: Preset = None,
+    allow_pickle: AllowPickle = False,
+) -> None:  # fmt: skip
     """Only repair: fine-tune with sensitive tokens left out of the loss, and export. Nothing is erased.
 
     Example: `sani-dist repair hospital.yaml --set repair.epochs=1 --out repaired`
     """
     from sani_dist import api
 
-    _sanitize(load_config(config, [*(overrides or []), "erase.layers=0"], preset), out, api.REPAIR_STAGES)
+    _sanitize(load_config(config, [*_with(overrides, allow_pickle), "erase.layers=0"], preset), out, api.REPAIR_STAGES)
 
 
 @app.command()
@@ -380,6 +387,10 @@ def _show(folder: Path) -> None:
         console.print(f"report: {page}", soft_wrap=True)
     if finished.path("model").exists():
         console.print(f"sanitised model: {folder / 'model'}", soft_wrap=True)
+
+
+def _with(overrides: list[str] | None, allow_pickle: bool) -> list[str]:
+    return [*(overrides or []), *(["model.allow_pickle=true"] if allow_pickle else [])]
 
 
 def _describe(settings: Config) -> None:

@@ -33,6 +33,9 @@ class ModelSettings(Settings):
     path: Path = Field(description="folder of the Hugging Face checkpoint (safetensors)")
     base: Path | None = Field(None, description="checkpoint before the sensitive training; needed by erase.reset=base")
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="precision of training and of the export")
+    allow_pickle: bool = Field(
+        False, description="weights may be in .bin files, here, in base and in audit.reference; read as tensors alone"
+    )
 
 
 class Pattern(Settings):

@@ -72,15 +72,15 @@ def check(config: Config) -> dict[str, Any]:
     dtype = torch_dtype(config)
     read_ds_config(config.cluster.ds_config, dtype)
     model = build_empty(read_model_config(config.model.path), dtype)
-    checkpoint = Checkpoint(config.model.path)
+    checkpoint = Checkpoint(config.model.path, config.model.allow_pickle)
     check_complete(model, checkpoint)
     units = last_units(model, config.erase.layers, config.erase.units) if config.erase.layers else []
     if config.erase.reset == "base" and config.model.base is not None:
-        base_layout(model, config.model.base, _names(units))
+        base_layout(model, Checkpoint(config.model.base, config.model.allow_pickle), _names(units))
     tokenizer = tokenizer_of(config)
     for name, other in (("audit.reference", config.audit.reference), ("attack.gold", config.attack.gold)):
         if other is not None:
-            _check_other(name, other, tokenizer, dtype)
+            _check_other(name, other, config.model.allow_pickle, tokenizer, dtype)
     if config.repair.trainable != "all":
         Trunk(model, config.repair.trainable.last).freeze(model)
     parameters = sum(p.numel() for p in model.parameters())
@@ -104,10 +104,12 @@ def _reset_count(units: list[Units], kind: Kind, fraction: float) -> int:
     return sum(share(fraction, group.count) for group in units if group.kind == kind)
 
 
-def _check_other(name: str, folder: Path, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype) -> None:
+def _check_other(
+    name: str, folder: Path, allow_pickle: bool, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype
+) -> None:
     """Raises InputError for a model to compare with that cannot be loaded, or that reads other tokens than the model does."""
     try:
-        check_complete(build_empty(read_model_config(folder), dtype), Checkpoint(folder))
+        check_complete(build_empty(read_model_config(folder), dtype), Checkpoint(folder, allow_pickle))
         other = AutoTokenizer.from_pretrained(folder, local_files_only=True)  # type: ignore[no-untyped-call]
     except (InputError, OSError, ValueError) as error:
         raise InputError(f"{name}: {folder} is no checkpoint with a tokenizer that transformers reads") from error
@@ -117,9 +119,10 @@ def _check_other(name: str, folder: Path, tokenizer: PreTrainedTokenizerBase, dt
 
 def prepare(run: Run, metrics: Metrics) -> None:
     """Text -> spans -> tokens, and the hash of the model. One process."""
-    hashes = {"model_sha256": Checkpoint(run.config.model.path).sha256()}
-    if run.config.model.base is not None:
-        hashes["base_sha256"] = Checkpoint(run.config.model.base).sha256()
+    model = run.config.model
+    hashes = {"model_sha256": Checkpoint(model.path, model.allow_pickle).sha256()}
+    if model.base is not None:
+        hashes["base_sha256"] = Checkpoint(model.base, model.allow_pickle).sha256()
     source = build(run.path("source.json"), lambda path: _write_json(path, hashes))
 
     def report(done: int, total: int | None) -> None:
@@ -133,7 +136,8 @@ def prepare(run: Run, metrics: Metrics) -> None:
 def check_unchanged(run: Run) -> None:
     """Raises InputError when the model's files, or the settings of a run that has begun repair, are not those it started with."""
     known = json.loads(run.path("source.json").read_text())
-    if known["model_sha256"] != Checkpoint(run.config.model.path).sha256():
+    model = run.config.model
+    if known["model_sha256"] != Checkpoint(model.path, model.allow_pickle).sha256():
         raise InputError("model.path: the model has changed since this run started; start a new run for the new model")
     before = [stage for stage in STAGES[: STAGES.index("repair")] if stage in run.stages]
     if all(run.path("done", f"{stage}.json").exists() for stage in before):
@@ -178,7 +182,7 @@ class _Worker:
         self.first = distributed.rank() == 0
         self.metrics = Metrics(run.path("metrics.jsonl"), self.first)
         self.curves = Curves(run.path("logs"), self.config.tracking, self.first)
-        self.checkpoint = Checkpoint(run.config.model.path)
+        self.checkpoint = Checkpoint(run.config.model.path, run.config.model.allow_pickle)
         self.source = json.loads(run.path("source.json").read_text())
         self.stopping = False
         for signum in (signal.SIGTERM, signal.SIGINT):  # Ctrl-C reaches every process of the terminal
@@ -235,7 +239,7 @@ class _Worker:
     def _load(self, folder: Path) -> Engine:
         dtype = torch_dtype(self.config)
         ds_config = read_ds_config(self.config.cluster.ds_config, dtype)
-        return Engine(load_sharded(folder, ds_config, dtype), ds_config)
+        return Engine(load_sharded(folder, ds_config, dtype, self.config.model.allow_pickle), ds_config)
 
     def _agreed_pending(self) -> list[str]:
         """Rank 0's view: files may appear on other hosts later."""
@@ -325,7 +329,8 @@ class _Worker:
     def _base(self, model: PreTrainedModel, units: list[Units]) -> Layout | None:
         if self.config.model.base is None or self.config.erase.reset != "base":
             return None
-        return base_layout(model, self.config.model.base, _names(units))
+        base = Checkpoint(self.config.model.base, self.config.model.allow_pickle)
+        return base_layout(model, base, _names(units))
 
     def _apply(self) -> None:
         plan = self._plan()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
@@ -89,6 +91,25 @@ def test_weights_that_are_not_those_of_the_config(refused: Callable[..., None], 
         "transposed": r" of shape \[27, 41\]; its config.json says \[41, 27\]",
     }
     refused(rf"model.path: .*{name}{shapes[change]}", model={"path": str(model_copy)})
+
+
+def test_weights_that_are_not_plain(refused: Callable[..., None], model_copy: Path) -> None:
+    path = {"path": str(model_copy)}
+    config = json.loads((model_copy / "config.json").read_text())
+    quantised = {**config, "quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128}}
+    (model_copy / "config.json").write_text(json.dumps(quantised))
+    refused(r"model.path: .* has quantised weights \(gptq\); expected plain ones: dequantise", model=path)
+    (model_copy / "config.json").write_text(json.dumps(config))
+    file = model_copy / "model.safetensors"
+    tensors = load_file(file)
+    save_file({n: t.to(torch.float8_e4m3fn) if t.dim() == 2 else t for n, t in tensors.items()}, file)
+    refused(r"model.safetensors: .* is stored as F8_E4M3, a quantised format; expected plain weights", model=path)
+    file.unlink()
+    torch.save(tensors, model_copy / "pytorch_model.bin")
+    refused(r"only pickled weights \(.bin\); save it as safetensors, or set model.allow_pickle", model=path)
+    (model_copy / "pytorch_model.bin").rename(model_copy / "model-q4.gguf")
+    refused(r"model.path: .* has quantised weights \(GGUF\)", model=path)
+    refused(r"model.path: .* has quantised weights \(GGUF\)", model={"path": str(model_copy / "model-q4.gguf")})
 
 
 def test_more_layers_than_the_model_has(refused: Callable[..., None]) -> None:

@@ -27,6 +27,7 @@ from sani_dist.files import file_sha256, fsync
 COPIED = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json",
     "merges.txt", "vocab.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
+    "additional_chat_templates", "sentencepiece.bpe.model", "spiece.model", "spm.model", "tokenizer.tiktoken",
 )  # fmt: skip
 
 
@@ -56,9 +57,9 @@ def export(
     if distributed.rank() == 0:
         _write_index(files, building)
         _copy_beside(source, building, dtype)
-        for path in sorted(building.iterdir()):
+        for path in sorted(p for p in building.rglob("*") if p.is_file()):
             fsync(path)
-            hashes[path.name] = file_sha256(path)
+            hashes[path.relative_to(building).as_posix()] = file_sha256(path)
         fsync(building)
         if folder.exists():
             shutil.rmtree(folder)
@@ -98,8 +99,12 @@ def _copy_beside(source: Path, folder: Path, dtype: torch.dtype | None) -> None:
     for name in COPIED:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
+        elif (source / name).is_dir():
+            shutil.copytree(source / name, folder / name)
     if dtype is not None:
         config = json.loads((folder / "config.json").read_text())
-        config.pop("torch_dtype", None)
-        config["dtype"] = str(dtype).removeprefix("torch.")
-        (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        name = str(dtype).removeprefix("torch.")
+        if config.get("dtype", config.get("torch_dtype")) != name:  # else it stays byte for byte
+            config.pop("torch_dtype", None)
+            config["dtype"] = name
+            (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

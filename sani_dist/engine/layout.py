@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
@@ -94,12 +93,12 @@ def check_complete(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
             )
 
 
-def base_layout(model: PreTrainedModel, folder: Path, wanted: Collection[str]) -> Layout:
+def base_layout(model: PreTrainedModel, base: Checkpoint, wanted: Collection[str]) -> Layout:
     """Where the parameters `wanted` lie in the checkpoint of `erase.reset=base`.
 
     Only these have to be there: a vocabulary that has grown since is no obstacle. Raises InputError when one is not.
     """
-    layout = find_layout(model, Checkpoint(folder), wanted)
+    layout = find_layout(model, base, wanted)
     if layout is None:
         raise InputError(
             "model.base: its tensors are not those of model.path; expected the checkpoint it was trained from"

@@ -48,11 +48,14 @@ class StoredTensor:
 class Checkpoint:
     """The tensors of a Hugging Face folder: one `model.safetensors`, or the files of `model.safetensors.index.json`."""
 
-    def __init__(self, folder: Path) -> None:
-        """Read the headers only. Raises InputError for a missing, truncated or corrupt checkpoint."""
+    def __init__(self, folder: Path, allow_pickle: bool = False) -> None:
+        """Read the headers only. Raises InputError for a missing, truncated or corrupt checkpoint.
+
+        `allow_pickle`: a folder without safetensors may have its weights in `.bin` files.
+        """
         self.folder = folder
-        self.files = _weight_files(folder)
-        self.tensors = {tensor.name: tensor for file in self.files for tensor in read_header(file)}
+        self.files = _weight_files(folder, allow_pickle)
+        self.tensors = {tensor.name: tensor for file in self.files for tensor in _read_header(file)}
 
     def read_into(self, name: str, start: int, stop: int, out: torch.Tensor) -> None:
         """Fill `out` [stop - start] with the flat elements [start, stop) of tensor `name`, converted to its dtype.
@@ -69,7 +72,15 @@ class Checkpoint:
         return digest.hexdigest()
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def _read_header(file: Path) -> Iterator[StoredTensor]:
+    if file.suffix == ".safetensors":
+        return read_header(file)
+    from sani_dist.engine.pickled_files import read_pickled_header  # which builds on this module
+
+    return read_pickled_header(file)
+
+
+def _weight_files(folder: Path, allow_pickle: bool) -> list[Path]:
     if not folder.is_dir():
         raise InputError(f"model.path: no folder {folder}; expected a Hugging Face checkpoint with safetensors")
     index = folder / "model.safetensors.index.json"
@@ -82,10 +93,17 @@ def _weight_files(folder: Path) -> list[Path]:
     single = folder / "model.safetensors"
     if single.exists():
         return [single]
-    if any(folder.glob("*.bin")):
+    pickled = sorted(folder.glob("*.bin"))
+    if pickled and not allow_pickle:
         raise InputError(
-            f"{folder}: only pickled weights (.bin); convert with transformers' save_pretrained to safetensors"
+            f"{folder}: only pickled weights (.bin); save it as safetensors, or set model.allow_pickle (--allow-pickle) to read "
+            "its tensors with torch's restricted unpickler"
         )
+    if pickled:
+        from sani_dist.engine.pickled_files import pickled_files  # which builds on this module
+
+        if files := pickled_files(folder):
+            return files
     raise InputError(f"{folder}: no model.safetensors and no model.safetensors.index.json")
 
 
@@ -99,6 +117,11 @@ def read_header(file: Path) -> Iterator[StoredTensor]:
                 raise ValueError
             header = json.loads(stream.read(header_bytes))
         header.pop("__metadata__", None)
+        unknown = [name for name, entry in header.items() if entry["dtype"] not in DTYPES]
+        if unknown:
+            raise InputError(
+                f"{file}: {unknown[0]} is stored as {header[unknown[0]]['dtype']}, a quantised format; expected plain weights"
+            )
         tensors = [
             StoredTensor(
                 name, tuple(entry["shape"]), DTYPES[entry["dtype"]], file, 8 + header_bytes + entry["data_offsets"][0]

@@ -98,13 +98,15 @@ def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
     return found
 
 
-def load_sharded(folder: Path, ds_config: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:
+def load_sharded(
+    folder: Path, ds_config: dict[str, Any], dtype: torch.dtype, allow_pickle: bool = False
+) -> PreTrainedModel:
     """A model under ZeRO-3 whose shards were read from the byte ranges of the checkpoint that this rank owns.
 
     Peak memory of a rank is its shards plus one buffer. Where parameters have to be computed from the stored tensors, transformers
     does it, whole on each rank, and a log line says so.
     """
-    checkpoint = Checkpoint(folder)
+    checkpoint = Checkpoint(folder, allow_pickle)
     config = read_model_config(folder)
     model = build_empty(config, dtype)
     layout = find_layout(model, checkpoint)
@@ -156,14 +158,27 @@ def _partition_empty(model: PreTrainedModel, converter: Any, dtype: torch.dtype)
 
 def read_model_config(folder: Path) -> Any:
     """The transformers config of a folder. Raises InputError with one line when there is none or it is broken."""
+    if folder.suffix == ".gguf" or (any(folder.glob("*.gguf")) and not any(folder.glob("*.safetensors"))):
+        raise InputError(
+            f"model.path: {folder} has quantised weights (GGUF); expected plain ones: load it with from_pretrained(..., gguf_file=...), "
+            "and save it with save_pretrained"
+        )
     if not (folder / "config.json").is_file():
         raise InputError(f"model.path: {folder} has no config.json; expected a Hugging Face checkpoint")
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
             f"model.path: config.json of {folder} is not one that transformers reads ({type(error).__name__})"
         ) from error
+    quantisation = getattr(config, "quantization_config", None)
+    if quantisation is not None:
+        method = quantisation.get("quant_method") if isinstance(quantisation, dict) else type(quantisation).__name__
+        raise InputError(
+            f"model.path: {folder} has quantised weights ({method}); expected plain ones: dequantise the model first, or take the one "
+            "it was made from"
+        )
+    return config
 
 
 def _load_through_transformers(folder: Path, ds_config: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:
