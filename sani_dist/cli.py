@@ -170,6 +170,22 @@ def repair(
 
 
 @app.command()
+def merge(
+    base: Annotated[Path, typer.Argument(metavar="BASE", help="folder of the model that the adapter was trained on")],
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="folder of the LoRA adapter")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="new folder of the merged model")] = Path("merged"),
+) -> None:
+    """Merge a LoRA adapter into its base, to be sanitised as one model.
+
+    Example: `sani-dist merge ./base ./adapter --out merged`
+    """
+    from sani_dist import lora
+
+    lora.merge(base, adapter, out)
+    console.print(f"merged model: {out}", soft_wrap=True)
+
+
+@app.command()
 def detect(
     config: ConfigFile, out: OutFolder = Path("detected"), overrides: Overrides = None,
     review: Annotated[bool, typer.Option("--review", help="write corpus/review.csv, which shows the values, to be corrected")] = False,

@@ -163,6 +163,10 @@ def read_model_config(folder: Path) -> Any:
             f"model.path: {folder} has quantised weights (GGUF); expected plain ones: load it with from_pretrained(..., gguf_file=...), "
             "and save it with save_pretrained"
         )
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise InputError(
+            f"model.path: {folder} is an adapter; merge it first: sani-dist merge BASE {folder} --out merged"
+        )
     if not (folder / "config.json").is_file():
         raise InputError(f"model.path: {folder} has no config.json; expected a Hugging Face checkpoint")
     try:

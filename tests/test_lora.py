@@ -1,0 +1,99 @@
+"""An adapter merged into its base: the same model, and one that a run takes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from sani_dist import lora, pipeline
+from sani_dist.config import Config
+from sani_dist.errors import InputError
+
+from . import tiny
+
+IDS = torch.tensor([[17, 42, 5, 300, 29]])
+
+
+@pytest.fixture(scope="module")
+def adapter(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("adapter")
+    torch.manual_seed(1)
+    settings = LoraConfig(r=3, lora_alpha=6, target_modules=["q_proj", "up_proj", "down_proj"], task_type="CAUSAL_LM")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(llama_folder), settings)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:  # zero before training
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def merged(llama_folder: Path, adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("merged") / "model"
+    lora.merge(llama_folder, adapter, out)
+    return out
+
+
+def test_the_merged_model_computes_what_base_and_adapter_compute(
+    llama_folder: Path, adapter: Path, merged: Path
+) -> None:
+    base = AutoModelForCausalLM.from_pretrained(llama_folder)
+    alone = base(IDS).logits
+    both = PeftModel.from_pretrained(base, adapter).eval()
+    with torch.no_grad():
+        found = AutoModelForCausalLM.from_pretrained(merged)(IDS).logits
+        torch.testing.assert_close(found, both(IDS).logits, atol=1e-4, rtol=1e-4)
+    assert (found - alone).abs().max() > 0.1
+
+
+def test_its_tensors_are_those_of_the_base(llama_folder: Path, merged: Path) -> None:
+    before, after = (load_file(folder / "model.safetensors") for folder in (llama_folder, merged))
+    assert set(before) == set(after)
+    changed = {name.split(".", 3)[-1] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"self_attn.q_proj.weight", "mlp.up_proj.weight", "mlp.down_proj.weight"}
+
+
+def test_a_run_takes_it_and_not_the_adapter(make_config: Callable[..., Config], adapter: Path, merged: Path) -> None:
+    assert pipeline.check(make_config(model={"path": str(merged)}))["streamed"]
+    with pytest.raises(InputError, match=r"model.path: .* is an adapter; merge it first: sani-dist merge BASE"):
+        pipeline.check(make_config(model={"path": str(adapter)}))
+
+
+def test_a_tokenizer_beside_the_adapter_wins(llama_folder: Path, adapter: Path, tmp_path: Path) -> None:
+    tokenizer: PreTrainedTokenizerFast = tiny.tokenizer()
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    tokenizer.save_pretrained(adapter)
+    try:
+        lora.merge(llama_folder, adapter, tmp_path / "model")
+    finally:
+        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+            (adapter / name).unlink()
+    assert (tmp_path / "model" / "chat_template.jinja").read_text() == tokenizer.chat_template
+
+
+def test_what_cannot_be_merged(llama_folder: Path, gpt2_folder: Path, adapter: Path, tmp_path: Path) -> None:
+    def refused(match: str, *arguments: Any) -> None:
+        with pytest.raises(InputError, match=match) as error:
+            lora.merge(*arguments)
+        assert "\n" not in str(error.value)
+
+    refused("expected a LoRA adapter of that model", gpt2_folder, adapter, tmp_path / "new")
+    refused("expected a peft adapter", llama_folder, llama_folder, tmp_path / "new")
+    refused("is there already", llama_folder, adapter, tmp_path)
+    refused("no config.json", tmp_path / "nothing", adapter, tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command(llama_folder: Path, adapter: Path, merged: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from sani_dist.cli import main; main()", "merge", str(llama_folder), str(adapter)]
+    subprocess.run([*command, "--out", str(tmp_path / "model")], check=True, capture_output=True)
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == (merged / "model.safetensors").read_bytes()
