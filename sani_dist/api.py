@@ -53,6 +53,8 @@ def sanitize(
     orchestrate.check(config.cluster)
     description = pipeline.check(config)
     check_disk(folder, description["disk_bytes"])
+    if "attack" in (stages or STAGES):
+        _check_attackable(config)
     run = Run.create(folder, config, stages or STAGES)
     return _execute(run, on_event)
 
@@ -121,11 +123,19 @@ def attack(
         raise InputError(
             f"{folder} is not finished, or was purged: its text is needed; `sani-dist resume {folder}` makes what is missing"
         )
+    _check_attackable(run.config)
     run.add_attack(changes or {})
     orchestrate.check(run.config.cluster)
     pipeline.check(run.config)
     pipeline.check_unchanged(run)
     return _execute(run, on_event)
+
+
+def _check_attackable(config: Config) -> None:
+    from sani_dist.engine.zero3 import is_masked, read_model_config
+
+    if is_masked(read_model_config(config.model.path)):
+        raise InputError("attack: not for a masked language model, which does not go on with a text")
 
 
 def measurements(run: Run, when: str) -> list[dict[str, Any]]:

@@ -23,12 +23,15 @@ from sani_dist.attack.scene import Scene
 from sani_dist.attack.suite import attack
 from sani_dist.audit.control import Standing, standing
 from sani_dist.audit.harness import check_tasks
+from sani_dist.audit.masked import audit_masked
 from sani_dist.audit.measure import audit, reference_scores
 from sani_dist.audit.scores import TokenScores
 from sani_dist.audit.spans import Corpus
 from sani_dist.config import Config
 from sani_dist.corpus import PackedRows
 from sani_dist.corpus import prepare as prepare_corpus
+from sani_dist.corpus.masking import HiddenRows, Masking, every_token
+from sani_dist.corpus.rows import LEARN, SENSITIVE, Rows
 from sani_dist.corpus.span import SPLITS
 from sani_dist.engine import distributed
 from sani_dist.engine.checkpoint import State, check_checkpoints, load_newest, save
@@ -40,6 +43,8 @@ from sani_dist.engine.trunk import Trunk
 from sani_dist.engine.zero3 import (
     Engine,
     build_empty,
+    check_head,
+    is_masked,
     load_sharded,
     read_ds_config,
     read_model_config,
@@ -71,13 +76,16 @@ def check(config: Config) -> dict[str, Any]:
     check_tasks(config.audit.harness)
     dtype = torch_dtype(config)
     read_ds_config(config.cluster.ds_config, dtype)
-    model = build_empty(read_model_config(config.model.path), dtype)
+    model_config = read_model_config(config.model.path)
+    model = build_empty(model_config, dtype)
     checkpoint = Checkpoint(config.model.path, config.model.allow_pickle)
     check_complete(model, checkpoint)
     units = last_units(model, config.erase.layers, config.erase.units) if config.erase.layers else []
     if config.erase.reset == "base" and config.model.base is not None:
         base_layout(model, Checkpoint(config.model.base, config.model.allow_pickle), _names(units))
     tokenizer = tokenizer_of(config)
+    if is_masked(model_config):
+        _check_masked(config, model, tokenizer)
     for name, other in (("audit.reference", config.audit.reference), ("attack.gold", config.attack.gold)):
         if other is not None:
             _check_other(name, other, config.model.allow_pickle, tokenizer, dtype)
@@ -98,6 +106,22 @@ def check(config: Config) -> dict[str, Any]:
         # Weights and gradients in the run's precision, masters and two moments in fp32.
         "training_bytes": parameters * dtype.itemsize + trained * (dtype.itemsize + 12),
     }
+
+
+def _check_masked(config: Config, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    check_head(model)
+    if tokenizer.mask_token_id is None:
+        raise InputError("model.path: a masked language model, but its tokenizer has no mask token")
+    if config.repair.trainable != "all":
+        raise InputError("repair.trainable: not for a masked language model, whose rows differ from step to step")
+    if config.repair.until_control:
+        raise InputError("repair.until_control: not for a masked language model, whose spans are asked for in other rows")
+    if config.audit.harness.tasks:
+        raise InputError("audit.harness.tasks: not for a masked language model, which does not go on with a text")
+    if config.repair.objectives.unlikelihood:
+        raise InputError(
+            "repair.objectives.unlikelihood: not for a masked language model, whose sensitive tokens are never hidden in training"
+        )
 
 
 def _reset_count(units: list[Units], kind: Kind, fraction: float) -> int:
@@ -128,7 +152,10 @@ def prepare(run: Run, metrics: Metrics) -> None:
     def report(done: int, total: int | None) -> None:
         metrics.progress("prepare", done, total or done + 1, "documents")
 
-    prepare_corpus(run.config.corpus, tokenizer_of(run.config), run.folder, run.key, report, run.config.repair)
+    prepare_corpus(
+        run.config.corpus, tokenizer_of(run.config), run.folder, run.key, report, run.config.repair,
+        alone=is_masked(read_model_config(run.config.model.path)),
+    )  # fmt: skip
     outputs = [p for folder in ("corpus", "tokens") for p in sorted(run.path(folder).rglob("*")) if p.is_file()]
     run.mark_done("prepare", [source, *outputs])
 
@@ -272,11 +299,16 @@ class _Worker:
             for s in ("repair", "control", "heldout", "general_test")
             if (r := self._rows(s)) is not None and len(r)
         }
-        found = audit(
-            self.engine, splits, Corpus(self.run.path("corpus"), self.run.path("tokens", "epoch-000")),
-            tokenizer_of(self.config), self.config.audit, self._reference(splits),
-            report=lambda done, total: self.metrics.progress(f"audit-{when}", done, total, "rows"),
-        )  # fmt: skip
+        corpus = Corpus(self.run.path("corpus"), self.run.path("tokens", "epoch-000"))
+        tokenizer, settings = tokenizer_of(self.config), self.config.audit
+
+        def report(done: int, total: int) -> None:
+            self.metrics.progress(f"audit-{when}", done, total, "rows")
+
+        if self.engine.masked:
+            found = audit_masked(self.engine, splits, corpus, _mask_token(tokenizer), settings, report)
+        else:
+            found = audit(self.engine, splits, corpus, tokenizer, settings, self._reference(splits), report)
         path, losses = self.run.path("audit", f"{when}.json"), self.run.path("audit", f"{when}-losses.parquet")
         if self.first:
             build(losses, found.losses.to_parquet)
@@ -305,13 +337,18 @@ class _Worker:
     # Erase
 
     def _select(self) -> None:
-        general = self._rows("general_train")
-        rows = self._needed_rows("repair")
+        repair, general = self._needed_rows("repair"), self._rows("general_train")
+        usual = general if general is not None and len(general) else repair
+        sensitive: Rows = repair
+        ordinary: Rows = usual
+        if self.engine.masked:
+            mask = _mask_token(tokenizer_of(self.config))
+            sensitive = HiddenRows(repair, every_token(repair, SENSITIVE, parts=1), mask)
+            ordinary = HiddenRows(usual, every_token(usual, LEARN), mask)
         if self.config.erase.layers and self.config.erase.select == "attribution" and self.engine.ds is None:
             self.engine.for_inference()
         plan = select(
-            self.engine, rows, general if general is not None and len(general) else rows, self.config.erase,
-            source_sha256=self.source["model_sha256"],
+            self.engine, sensitive, ordinary, self.config.erase, source_sha256=self.source["model_sha256"],
             report=lambda done, total: self.metrics.progress("erase", done, total, "rows"),
         )  # fmt: skip
         path = self.run.path("erase", "plan.json")
@@ -381,6 +418,7 @@ class _Worker:
             state = train(
                 self.engine, texts, retain, settings, state,
                 states=states,
+                masking=self._masking(),
                 stop=lambda reached: at_control(reached) or self.stopping,
                 save=lambda reached: save(folder, self.engine, reached),
                 report=self._report_step,
@@ -402,6 +440,13 @@ class _Worker:
         found = standing(self.engine, rows, spans, self.config.audit.micro_rows)
         self.engine.module.train()
         return found
+
+    def _masking(self) -> Masking | None:
+        if not self.engine.masked:
+            return None
+        tokenizer = tokenizer_of(self.config)
+        roles = (LEARN, SENSITIVE) if self.config.repair.objectives.plain else (LEARN,)
+        return Masking(_mask_token(tokenizer), len(tokenizer), self.config.repair.seed, roles)
 
     def _report_step(self, progress: Progress) -> None:
         numbers = {k: v for k, v in asdict(progress).items() if k not in ("step", "steps")}
@@ -481,6 +526,11 @@ def _stored_shards(checkpoint: Checkpoint) -> Iterator[LiveShard]:
         values = torch.empty(stop - start, dtype=tensor.dtype)
         read_range(tensor, start, stop, values)
         yield LiveShard(Shard(tensor.name, tensor.shape, start, stop, tensor.dtype), values)
+
+
+def _mask_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    assert isinstance(tokenizer.mask_token_id, int)  # `check` saw to it
+    return tokenizer.mask_token_id
 
 
 def _names(units: list[Units]) -> set[str]:

@@ -21,7 +21,7 @@ from sani_dist.corpus.encode import Encoded, encode
 from sani_dist.corpus.rows import IGNORE, NO_DOCUMENT, SENSITIVE, Batch
 from sani_dist.corpus.span import Document, Span
 from sani_dist.corpus.tables import StoredSpan
-from sani_dist.engine.zero3 import Engine
+from sani_dist.engine.zero3 import CausalModel, Engine
 
 # Tokens before a candidate that the model is given, and the characters they are cut from.
 TOKENS_BEFORE = 64
@@ -112,6 +112,7 @@ class CandidateRows:
 
 def branching(engine: Engine, batch: Batch) -> AbstractContextManager[None]:
     """While it lasts, the model attends as `CandidateRows` are meant."""
+    assert isinstance(engine.module, CausalModel)
     return engine.module.seeing(visible(batch.document, batch.position).to(engine.device))
 
 

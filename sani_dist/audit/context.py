@@ -11,8 +11,10 @@ from sani_dist.corpus.fold import fold, value_key
 from sani_dist.corpus.terms import TermMatcher
 
 
-def stands_before(spans: pd.DataFrame, texts: Iterable[tuple[int, str]]) -> pd.Series:
+def stands_before(spans: pd.DataFrame, texts: Iterable[tuple[int, str]], or_after: bool = False) -> pd.Series:
     """Whether each span's value occurs in its document before it, whatever its case and spacing: bool, indexed like `spans`.
+
+    `or_after`: or after it, for a model that sees both.
 
     An occurrence counts if it cuts no word in two: Ann stands in "Ann's" and not in "planned". Only letters and digits join to a
     word, so a value that ends in punctuation may stand against one, and in scripts without spaces, as Chinese, anywhere. This is
@@ -31,9 +33,12 @@ def stands_before(spans: pd.DataFrame, texts: Iterable[tuple[int, str]]) -> pd.S
             continue
         keys = [value_key(text[start[place] : end[place]]) for place in places]
         first_end: dict[str, int] = {}
+        last_end: dict[str, int] = {}
         # Occurrences come in the order of the text, so the first of a value is the one that ends first.
         for _, stop, key in TermMatcher((key, key) for key in set(keys)).find(fold(text)):
             first_end.setdefault(key, stop)
+            last_end[key] = stop
         for place, key in zip(places, keys, strict=True):
-            result[place] = first_end.get(key, len(text) + 1) <= start[place]
+            before, after = first_end.get(key, len(text) + 1) <= start[place], last_end.get(key, 0) > end[place]
+            result[place] = before or (or_after and after)
     return pd.Series(result, index=spans.index)

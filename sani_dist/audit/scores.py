@@ -6,27 +6,16 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 import torch
 
-from sani_dist.corpus.rows import LEARN, SENSITIVE, Batch, empty_batch, targets
+from sani_dist.corpus.rows import LEARN, SENSITIVE, Batch, Rows, empty_batch, stacked, targets
 from sani_dist.engine import distributed
 from sani_dist.engine.host_memory import give_back
 from sani_dist.engine.rounds import rounds
 from sani_dist.engine.zero3 import Engine
 from sani_dist.kernels import Scores, token_scores
-
-
-class Rows(Protocol):
-    """Packed rows, from a file or made for the audit."""
-
-    row_length: int
-
-    def __len__(self) -> int: ...
-
-    def batch(self, indices: Sequence[int]) -> Batch: ...
 
 
 @dataclass(frozen=True)
@@ -106,7 +95,7 @@ def score_views(
         sent = torch.full((len(views), len(fields), micro_rows * rows.row_length), torch.nan, dtype=torch.float32)
         for of_view, seen in zip(sent, scored, strict=True):
             for line, name in zip(of_view, fields, strict=True):
-                line[index + 1] = getattr(seen, name).float().cpu()
+                line[index + (batch.label is None)] = getattr(seen, name).float().cpu()
         gathered = distributed.gather_in_rank_order(sent.to(engine.device)).cpu().numpy()
         for part, items in zip(gathered, dealt, strict=True):
             if not items:
@@ -132,12 +121,8 @@ def _full_batch(rows: Rows, mine: range, micro_rows: int) -> Batch:
     """The rows `mine`, filled up with padding: kernels may sum micro-batches of other shapes in another order."""
     if len(mine) == micro_rows:
         return rows.batch(mine)
-    batch = empty_batch(micro_rows, rows.row_length)
-    if mine:
-        part = rows.batch(mine)
-        for field in ("input_ids", "role", "document", "position"):
-            getattr(batch, field)[: len(mine)] = getattr(part, field)
-    return batch
+    rest = empty_batch(micro_rows - len(mine), rows.row_length)
+    return stacked([rows.batch(mine), rest]) if mine else rest
 
 
 def _scores(index: torch.Tensor, target: torch.Tensor, moments: bool, views: Sequence[View], hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, softcap: float | None) -> list[Scores]:  # fmt: skip # noqa: E501

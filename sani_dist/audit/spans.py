@@ -24,18 +24,18 @@ class Corpus:
     folder: Path
     tokens: Path
 
-    def spans(self) -> pd.DataFrame:
+    def spans(self, sees_both_sides: bool = False) -> pd.DataFrame:
         """Every audited span that a row scores.
 
         Columns: span_id, document, start, stop (code points), kind, class, split, row, first, end (tokens), in_context (its value
-        stands earlier in the document), frequency (group of how often the value is scored in its split).
+        stands earlier in the document; `sees_both_sides`: or later), frequency (group of how often it is scored in its split).
         """
         # What people labelled is audited where there is any, what was found elsewhere; their ids do not overlap.
         found = [self.folder / name for name in ("spans.parquet", "labelled.parquet")]
         spans = pd.concat([pd.read_parquet(path) for path in found if path.exists()], ignore_index=True)
         places = pd.read_parquet(self.tokens / "token_spans.parquet")[["span_id", "split", "row", "first", "end"]]
         spans = spans[spans["span_id"].isin(places["span_id"])].reset_index(drop=True)
-        spans["in_context"] = stands_before(spans, self.texts())
+        spans["in_context"] = stands_before(spans, self.texts(), sees_both_sides)
         spans = spans.rename(columns={"end": "stop"}).merge(places, on="span_id", validate="one_to_one")
         occurrences = spans.groupby(["split", "value_id"])["span_id"].transform("size")
         spans["frequency"] = [frequency(count) for count in occurrences]

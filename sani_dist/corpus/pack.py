@@ -16,13 +16,18 @@ OPEN_ROWS = 64
 _ROWS_IN_A_RECORD_BATCH = 256
 
 
-def pack(pieces: Iterable[Encoded], row_length: int, open_rows: int = OPEN_ROWS) -> Iterator[list[Encoded]]:
+def pack(
+    pieces: Iterable[Encoded], row_length: int, open_rows: int = OPEN_ROWS, *, alone: bool = False
+) -> Iterator[list[Encoded]]:
     """Yield rows, each a list of pieces of at most `row_length` tokens together.
 
     A piece goes into the open row that it fills best (of equals the oldest); when more than `open_rows` are open, the
     fullest is closed. Two pieces of one document never share a row: they overlap, and attention tells documents apart
-    by their id.
+    by their id. `alone`: each piece gets a row to itself, for models whose attention does not stop between documents.
     """
+    if alone:
+        yield from ([piece] for piece in pieces)
+        return
     rows: list[tuple[int, list[Encoded]]] = []  # (free tokens, pieces), oldest first
     for piece in pieces:
         size = len(piece.input_ids)

@@ -29,13 +29,16 @@ def prepare(
     key: bytes,
     report: Report | None = None,
     repair: RepairSettings = RepairSettings(),  # noqa: B008 (settings are fixed once made)
+    *,
+    alone: bool = False,
 ) -> dict[str, Any]:
     """Write `run/corpus` and `run/tokens` and return the summary, which has counts and kinds, never values.
 
     corpus/  documents.parquet, spans.parquet, labelled.parquet (if the corpus has labels), summary.json
     tokens/  epoch-000/{split}.arrow for each split that has documents (`PackedRows` reads it), token_spans.parquet;
              epoch-NNN/repair.arrow for each epoch of `repair` whose text has surrogates
-    key: keys the hashes of values. report: called with the documents done and their total (None while it is unknown).
+    key: keys the hashes of values. alone: no two documents share a row.
+    report: called with the documents done and their total (None while it is unknown).
 
     The same input gives the same files. Raises `InputError`, in one line, for settings and input that cannot work.
     """
@@ -49,7 +52,7 @@ def prepare(
     with TableWriter(folder / "token_spans.parquet", TOKEN_SPANS) as token_spans:
         for split in SPLITS:
             if detection.documents[split]:
-                tokens[split] = _write_split(split, settings.row_length, tokenizer, run, detection, token_spans)
+                tokens[split] = _write_split(split, settings.row_length, tokenizer, run, detection, token_spans, alone)
                 done += detection.documents[split]
                 if report is not None:
                     report(done, total)
@@ -57,7 +60,7 @@ def prepare(
     if repair.objectives.surrogate is not None:
         surrogates = Surrogates(repair.objectives.surrogate, repair.seed, _values_of_the_corpus(run / "corpus", key))
         for text in texts:
-            _write_surrogates(text, settings.row_length, tokenizer, run, surrogates)
+            _write_surrogates(text, settings.row_length, tokenizer, run, surrogates, alone)
             done += detection.documents.total()
             if report is not None:
                 report(done, total)
@@ -74,11 +77,12 @@ def _write_split(
     run: Path,
     detection: Detection,
     token_spans: TableWriter,
+    alone: bool,
 ) -> dict[str, Any]:
     """Write the rows of one split and its lines of token_spans, and return what was counted."""
     counts: Counter[str] = Counter()
     encoded = _encoded(split, tokenizer, run, detection, counts)
-    rows = pack((piece for document in encoded for piece in pieces(document, row_length)), row_length)
+    rows = pack((piece for document in encoded for piece in pieces(document, row_length)), row_length, alone=alone)
     path = run / "tokens" / "epoch-000" / f"{split}.arrow"
     for number, row in enumerate(write_rows(path, rows, row_length, _padding(tokenizer))):
         start = 0
@@ -119,7 +123,7 @@ def _write_split(
 
 
 def _write_surrogates(
-    text: int, row_length: int, tokenizer: PreTrainedTokenizerBase, run: Path, surrogates: Surrogates
+    text: int, row_length: int, tokenizer: PreTrainedTokenizerBase, run: Path, surrogates: Surrogates, alone: bool
 ) -> None:
     """Write the rows of the repair text with surrogates: tokens to learn, but for the spans that stayed."""
     folder = run / "tokens" / f"epoch-{text:03d}"
@@ -134,7 +138,7 @@ def _write_surrogates(
                 nothing: list[list[StoredSpan]] = [[] for _ in replaced]
                 yield from encode(tokenizer, [d for d, _ in replaced], [stayed for _, stayed in replaced], nothing)
 
-    rows = pack((piece for document in encoded() for piece in pieces(document, row_length)), row_length)
+    rows = pack((piece for document in encoded() for piece in pieces(document, row_length)), row_length, alone=alone)
     for _ in write_rows(folder / "repair.arrow", rows, row_length, _padding(tokenizer)):
         pass
 

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +29,18 @@ class Batch:
     role: Tensor  # uint8: each token as a target, IGNORE, LEARN or SENSITIVE
     document: Tensor  # int64
     position: Tensor  # int64
+    # int64, of a masked language model: what stands where `input_ids` hides it, and what its targets are. None: each next token.
+    label: Tensor | None = None
+
+
+class Rows(Protocol):
+    """Rows of tokens, from a file or made for what is asked."""
+
+    row_length: int
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Sequence[int]) -> Batch: ...
 
 
 class PackedRows:
@@ -98,14 +111,28 @@ def empty_batch(rows: int, row_length: int) -> Batch:
     return Batch(zeros, zeros.to(torch.uint8), torch.full_like(zeros, NO_DOCUMENT), zeros.clone())
 
 
+def stacked(parts: Sequence[Batch]) -> Batch:
+    """The rows of several batches, in order."""
+    tensors = {
+        name: torch.cat([getattr(p, name) for p in parts]) for name in ("input_ids", "role", "document", "position")
+    }
+    if any(p.label is not None for p in parts):
+        tensors["label"] = torch.cat([p.input_ids if p.label is None else p.label for p in parts])
+    return Batch(**tensors)
+
+
 def targets(batch: Batch, roles: Sequence[int] = (LEARN,)) -> tuple[Tensor, Tensor, Tensor, None]:
     """Return what to predict from where, for every token of `batch` whose role as a target is in `roles`.
 
-    The hidden state at index i of a row predicts token i + 1 of the same row, if both are of the same document.
+    The hidden state at index i of a row predicts token i + 1 of the same row, if both are of the same document; in a batch with labels it
+    predicts what stands at i itself.
 
     Returns (rows int64 [R], targets int64 [R], roles uint8 [R], weights): `rows` are indices into the hidden states
     flattened to [rows * row_length, hidden_size], ascending; `weights` is None, each target counts once.
     """
+    if batch.label is not None:
+        row, index = torch.isin(batch.role, torch.tensor(list(roles), dtype=batch.role.dtype)).nonzero(as_tuple=True)
+        return row * batch.role.shape[1] + index, batch.label[row, index], batch.role[row, index], None
     role = batch.role[:, 1:]
     counts = batch.document[:, 1:] == batch.document[:, :-1]
     counts &= torch.isin(role, torch.tensor(list(roles), dtype=role.dtype, device=role.device))

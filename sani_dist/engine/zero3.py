@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
 
 from sani_dist.config import RepairSettings
 from sani_dist.engine import distributed
@@ -74,16 +74,25 @@ def read_ds_config(path: Path | None, dtype: torch.dtype) -> dict[str, Any]:
     return config
 
 
+def is_masked(config: Any) -> bool:
+    """Whether a model predicts hidden tokens, as BERT does, and not the next one."""
+    return any(name.endswith("ForMaskedLM") for name in config.architectures or ())
+
+
+def _auto_class(config: Any) -> Any:
+    return AutoModelForMaskedLM if is_masked(config) else AutoModelForCausalLM
+
+
 def build_empty(config: Any, dtype: torch.dtype) -> PreTrainedModel:
     """The model of a transformers config with parameters on the meta device; buffers, such as rotary tables, are real."""
     from accelerate import init_empty_weights
 
     try:
         with init_empty_weights(include_buffers=False):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+            model: PreTrainedModel = _auto_class(config).from_config(config, dtype=dtype)
     except ValueError as error:
         raise InputError(
-            f"model.path: {config.model_type} is no causal language model that transformers builds"
+            f"model.path: {config.model_type} is no causal or masked language model that transformers builds"
         ) from error
     model.tie_weights()
     return model
@@ -189,7 +198,8 @@ def _load_through_transformers(folder: Path, ds_config: dict[str, Any], dtype: t
     from transformers.integrations import HfDeepSpeedConfig
 
     keep_alive = HfDeepSpeedConfig(ds_config)  # from_pretrained partitions while this object lives
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    auto = _auto_class(read_model_config(folder))
+    model: PreTrainedModel = auto.from_pretrained(folder, dtype=dtype, local_files_only=True)
     del keep_alive
     model.eval()
     return model
@@ -255,13 +265,47 @@ class CausalModel(nn.Module):
             self.visible = None
 
 
+class MaskedModel(nn.Module):
+    """A masked language model with the forward of `CausalModel`. Rows hold one document each, whose positions count from 0.
+
+    Its head is more than a projection: all of it but that is run, for which the projection inside lets hidden states through.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        check_head(model)
+        self.body = model
+        self.head = VocabularyHead(model)
+        model.get_output_embeddings().forward = _unchanged
+
+    def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, compute: Callable[..., T]) -> T:
+        """input_ids, position_ids: [rows, tokens]. What is not in its place by its position is padding."""
+        there = position_ids == torch.arange(position_ids.shape[1], device=position_ids.device)
+        hidden = self.body(input_ids=input_ids, attention_mask=there.long()).logits
+        result: T = self.head(hidden.reshape(-1, hidden.shape[-1]), compute)
+        return result
+
+
+def check_head(model: PreTrainedModel) -> None:
+    """Raises InputError when the module that projects onto the vocabulary is not one of its own (DeBERTa with `legacy: false`)."""
+    projection: Any = model.get_output_embeddings()
+    rows, _ = getattr(projection.weight, "ds_shape", projection.weight.shape)
+    if rows != model.config.vocab_size:
+        raise InputError(f"model.path: {type(model).__name__} has no module that projects onto the vocabulary alone")
+
+
+def _unchanged(hidden: torch.Tensor) -> torch.Tensor:
+    return hidden
+
+
 class Engine:
     """A sharded model and the DeepSpeed engine around it."""
 
     def __init__(self, model: PreTrainedModel, ds_config: dict[str, Any]) -> None:
         attend_by_document(model)
         self.model = model
-        self.module = CausalModel(model)
+        self.masked = is_masked(model.config)
+        self.module: CausalModel | MaskedModel = MaskedModel(model) if self.masked else CausalModel(model)
         self.ds_config = ds_config
         self.device = distributed.device()
         self.ds: Any = None
@@ -284,6 +328,7 @@ class Engine:
     @contextmanager
     def trunk_alone(self) -> Iterator[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]:
         """A function of (input_ids, position_ids) that gives what enters the trained layers, by a forward of the layers below."""
+        assert isinstance(self.module, CausalModel)
         assert self.module.trunk is not None
         self.for_inference()
         with self.module.trunk.recorded() as found:

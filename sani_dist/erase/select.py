@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from sani_dist.config import EraseSettings
-from sani_dist.corpus.rows import LEARN, SENSITIVE, PackedRows, empty_batch, targets
+from sani_dist.corpus.rows import LEARN, SENSITIVE, Rows, empty_batch, targets
 from sani_dist.engine import distributed
 from sani_dist.engine.rounds import rounds
 from sani_dist.engine.zero3 import Engine
@@ -28,8 +28,8 @@ HEAD_STREAMS = 2**32
 
 def select(
     engine: Engine,
-    sensitive: PackedRows,
-    ordinary: PackedRows,
+    sensitive: Rows,
+    ordinary: Rows,
     settings: EraseSettings,
     *,
     source_sha256: str,
@@ -71,7 +71,7 @@ def share(fraction: float, count: int) -> int:
 
 def attribution(
     engine: Engine,
-    rows: PackedRows,
+    rows: Rows,
     count: int,
     role: int,
     groups: list[Units],

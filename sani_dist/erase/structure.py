@@ -35,6 +35,7 @@ FUSED_ATTENTION: dict[str, Literal["blocks", "groups"]] = {
     "falcon": "groups",
     "gpt2": "blocks",
     "gpt_neox": "groups",
+    "modernbert": "blocks",
     "phi3": "blocks",
 }
 ADAPTER = "docs/families.md says how to add an architecture"

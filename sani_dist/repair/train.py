@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,8 @@ import torch
 from deepspeed.utils import safe_get_local_fp32_param
 
 from sani_dist.config import Objectives, RepairSettings
-from sani_dist.corpus.rows import LEARN, SENSITIVE, Batch, PackedRows, empty_batch, targets
+from sani_dist.corpus.masking import Masking
+from sani_dist.corpus.rows import LEARN, SENSITIVE, Batch, PackedRows, empty_batch, stacked, targets
 from sani_dist.engine import distributed
 from sani_dist.engine.checkpoint import State
 from sani_dist.engine.shards import local_shards
@@ -53,6 +54,7 @@ def train(
     state: State,
     *,
     states: States | None = None,
+    masking: Masking | None = None,
     stop: Callable[[State], bool] = lambda state: False,
     save: Callable[[State], object] = lambda state: None,
     report: Callable[[Progress], None] = lambda progress: None,
@@ -65,6 +67,7 @@ def train(
             joins.
         retain: general text, or None.
         states: what enters the trained layers for each row, if those below are frozen.
+        masking: of a masked language model, what is hidden of each row.
         stop: asked on every rank after every step; if it is true on any, all stop after a checkpoint.
         save: writes a checkpoint, called every `checkpoint_every` steps, at the end and on stop.
 
@@ -76,13 +79,14 @@ def train(
     saved = state.step
     while state.step < schedule.steps:
         started = time.perf_counter()
-        micro_batches, learnable = _deal(engine, schedule, state.step, texts, retain, settings)
+        micro_batches, learnable = _deal(engine, schedule, state.step, texts, retain, settings, masking)
         rate = schedule.learning_rate(state.step)
         for group in engine.ds.optimizer.param_groups:
             group["lr"] = rate
         loss = torch.zeros((), dtype=torch.float64)
-        for places in micro_batches:
-            batch = _batch(places, settings.micro_rows, texts[0].row_length)
+        for number, places in enumerate(micro_batches):
+            before = state.step * settings.batch_rows + _first(number, settings.micro_rows)
+            batch = _batch(places, settings.micro_rows, texts[0].row_length, masking, before)
             inputs = batch.input_ids if states is None else states.of(places, settings.micro_rows)
             index, target, role, _ = targets(batch, roles=roles)
             normalizer = max(1, learnable) / (distributed.world_size() * engine.accumulation)
@@ -132,24 +136,30 @@ def _places(schedule: Schedule, step: int, texts: Sequence[PackedRows], retain: 
 
 
 def _deal(
-    engine: Engine, schedule: Schedule, step: int, texts: Sequence[PackedRows], retain: PackedRows | None, settings: RepairSettings
+    engine: Engine, schedule: Schedule, step: int, texts: Sequence[PackedRows], retain: PackedRows | None, settings: RepairSettings,
+    masking: Masking | None,
 ) -> tuple[list[list[Place]], int]:  # fmt: skip
     """This rank's micro-batches of a step, and the number of learnt tokens in the global batch, from row metadata alone."""
     chosen = _places(schedule, step, texts, retain)
-    learnable = sum(
-        int(rows.learnable[i] + (rows.sensitive[i] if settings.objectives.plain else 0)) for rows, i in chosen
-    )
-    ranks, rank, size = distributed.world_size(), distributed.rank(), settings.micro_rows
-    firsts = ((number * ranks + rank) * size for number in range(engine.accumulation))
-    return [chosen[first : first + size] for first in firsts], learnable
+    of_rows = [int(rows.learnable[i] + (rows.sensitive[i] if settings.objectives.plain else 0)) for rows, i in chosen]
+    learnable = sum(of_rows if masking is None else map(masking.count, of_rows))
+    firsts = (_first(number, settings.micro_rows) for number in range(engine.accumulation))
+    return [chosen[first : first + settings.micro_rows] for first in firsts], learnable
 
 
-def _batch(places: Sequence[Place], rows: int, row_length: int) -> Batch:
-    """Rows of one micro-batch, filled up with empty ones."""
+def _first(number: int, micro_rows: int) -> int:
+    """Where this rank's micro-batch `number` begins in the global batch."""
+    return (number * distributed.world_size() + distributed.rank()) * micro_rows
+
+
+def _batch(places: Sequence[Place], rows: int, row_length: int, masking: Masking | None, first: int) -> Batch:
+    """Rows of one micro-batch, filled up with empty ones. `first`: number of the first row in the order in which training takes them."""
     parts = [text.batch([row]) for text, row in places]
+    if masking is not None:
+        parts = [masking.hide(part, first + place) for place, part in enumerate(parts)]
     if len(parts) < rows:
         parts.append(empty_batch(rows - len(parts), row_length))
-    return Batch(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Batch)))
+    return stacked(parts)
 
 
 def _loss(index: torch.Tensor, target: torch.Tensor, role: torch.Tensor, objectives: Objectives, normalizer: float, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, softcap: float | None) -> torch.Tensor:  # fmt: skip # noqa: E501

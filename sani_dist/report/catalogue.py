@@ -63,6 +63,13 @@ _FIXED = {
         "extraction",
         True,
     ),
+    "greedy_one_by_one": Metric(
+        "Hidden one by one",
+        "Share of spans whose every token a masked language model finds when that alone is hidden; for greedy the span is hidden whole.",
+        "lower",
+        "extraction",
+        True,
+    ),
     "greedy_generated": Metric(
         "Greedy decoding, written out",
         "Share of a sample of spans that the model writes by greedy decoding after the true text before them, in whatever tokens.",
@@ -107,6 +114,13 @@ _FIXED = {
         "lower",
         "usefulness",
         False,
+    ),
+    "hidden_token_accuracy": Metric(
+        "Hidden-token accuracy",
+        "Share of learnable tokens that are the model's first choice when one in seven is hidden.",
+        "higher",
+        "usefulness",
+        True,
     ),
     "next_token_accuracy": Metric(
         "Next token predicted", "Share of tokens that are the model's first choice.", "higher", "usefulness", True

@@ -8,20 +8,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 from sani_dist.audit.candidates import CandidateRows, Question, branching
 from sani_dist.audit.sampling import Decoding, Prompt, generate
 from sani_dist.audit.scores import score
 from sani_dist.config import EraseSettings, RepairSettings
-from sani_dist.corpus.rows import PackedRows
+from sani_dist.corpus.masking import HiddenRows, Masking, every_token
+from sani_dist.corpus.rows import LEARN, SENSITIVE, PackedRows
 from sani_dist.engine import distributed
 from sani_dist.engine.checkpoint import State
 from sani_dist.engine.export import export
 from sani_dist.engine.layout import find_layout
 from sani_dist.engine.safetensors_files import Checkpoint
 from sani_dist.engine.shards import local_shards
-from sani_dist.engine.zero3 import CausalModel, Engine, load_sharded, read_ds_config
+from sani_dist.engine.zero3 import CausalModel, Engine, MaskedModel, load_sharded, read_ds_config
 from sani_dist.erase import Plan, apply, select
 from sani_dist.erase.structure import last_units
 from sani_dist.repair import train
@@ -86,6 +87,65 @@ def _carry(folder: Path, source: Path, plan: Plan, tokens: Path, ds_config: str,
         (folder / "facts.json").write_text(json.dumps(facts))
         np.savez(folder / "scores.npz", **scores)
     engine.ds.optimizer.destroy()
+
+
+def carry_masked(
+    folder: Path, *, sources: dict[str, str], plans: str, tokens: str, ds_config: str, repair: dict[str, Any]
+) -> None:
+    for family, source in sources.items():
+        plan = Plan.read(Path(plans) / f"{family}.json")
+        _carry_masked(
+            folder / family, Path(source), plan, Path(tokens), ds_config, RepairSettings.model_validate(repair)
+        )
+
+
+def _carry_masked(folder: Path, source: Path, plan: Plan, tokens: Path, ds_config: str, repair: RepairSettings) -> None:
+    folder.mkdir(exist_ok=True)
+    rows, general = (PackedRows(tokens / f"{name}.arrow") for name in ("repair", "general_train"))
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    mask: int = tokenizer.mask_token_id
+    config = read_ds_config(Path(ds_config), torch.float32)
+    engine = Engine(load_sharded(source, config, torch.float32), config)
+    engine.for_inference()
+    asked = HiddenRows(rows, asked_of(rows), mask)
+    scores = {"before": score(engine, asked, MICRO_ROWS).logprob}
+    erase = EraseSettings(layers=2, fraction=0.3, select="attribution", units="both")
+    hidden = [HiddenRows(rows, every_token(rows, role, parts), mask) for role, parts in ((SENSITIVE, 1), (LEARN, 7))]
+    chosen = select(engine, hidden[0], hidden[1], erase, source_sha256="")
+
+    units = last_units(engine.model, 1, "both")
+    apply(local_shards(engine.model), units, plan)
+    scores["erased"] = score(engine, asked, MICRO_ROWS).logprob
+    _export(engine, source, folder / "erased")
+
+    engine.for_training(repair)
+    masking = Masking(mask, len(tokenizer), repair.seed, (LEARN,))
+    reached = train(
+        engine, [rows], general, repair, State(0, "inputs"), stop=lambda state: state.step == 1, masking=masking
+    )
+    engine.module.eval()
+    scores["repaired"] = score(engine, asked, MICRO_ROWS).logprob
+    _export(engine, source, folder / "repaired")
+    logits = engine.forward(*_some(rows), _logits)
+    if distributed.rank() == 0:
+        alone = MaskedModel(AutoModelForMaskedLM.from_pretrained(folder / "repaired", dtype=torch.float32).eval())
+        facts = {
+            "streamed": find_layout(engine.model, Checkpoint(source)) is not None,
+            "one_to_one": True,
+            "units": [group.count for group in units],
+            "chosen": [[unit.layer, unit.kind, len(unit.ids)] for unit in chosen.units],
+            "step": reached.step,
+            "loss": reached.loss,
+            "export_equal": torch.equal(logits, alone(*_some(rows), _logits)),
+        }
+        (folder / "facts.json").write_text(json.dumps(facts))
+        np.savez(folder / "scores.npz", **scores)
+    engine.ds.optimizer.destroy()
+
+
+def asked_of(rows: PackedRows) -> list[tuple[int, np.ndarray]]:
+    """Every token once, hidden with every third of its role."""
+    return every_token(rows, LEARN, parts=3) + every_token(rows, SENSITIVE, parts=3)
 
 
 def _export(engine: Engine, source: Path, folder: Path) -> None:

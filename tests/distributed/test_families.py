@@ -22,7 +22,7 @@ from sani_dist.erase import Plan, Unit
 
 from .. import tiny
 from . import plain
-from .families import FAMILIES, Indices, build
+from .families import FAMILIES, Family, Indices, build
 from .families_work import NEW_TOKENS, PROMPTS, QUESTION
 from .ranks import run_ranks
 
@@ -181,7 +181,7 @@ def logprobs(source: Path, tokens: Path, silent: str | None = None) -> np.ndarra
     """By plain transformers, each document alone; `silent`: with the units silenced that are written down for this family."""
     model = loaded(source) if silent is None else plain.load(source)
     if silent is not None:
-        silence(model, silent)
+        silence(model, FAMILIES[silent])
     return plain.logprobs(model, PackedRows(tokens / "repair.arrow"))
 
 
@@ -199,12 +199,12 @@ def zeroed(tensors: dict[str, torch.Tensor], what: Mapping[str, Indices]) -> Non
             tensors[name][index] = 0
 
 
-def silence(model: PreTrainedModel, family: str) -> None:
+def silence(model: PreTrainedModel, family: Family) -> None:
     """Set the activations of the chosen units to zero, where a module has them as its input; those of experts in the weights."""
     block = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == 2)[1]
-    for path, units in FAMILIES[family].silence.items():
+    for path, units in family.silence.items():
         block.get_submodule(path).register_forward_pre_hook(partial(without, torch.tensor(list(units))))
-    down = {name: at for name, at in FAMILIES[family].erased.items() if "experts.down_proj" in name}
+    down = {name: at for name, at in family.erased.items() if "experts.down_proj" in name}
     with torch.no_grad():
         zeroed(dict(model.named_parameters()), down)
 
