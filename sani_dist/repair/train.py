@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from deepspeed.utils import safe_get_local_fp32_param
 
@@ -88,6 +89,7 @@ def train(
             before = state.step * settings.batch_rows + _first(number, settings.micro_rows)
             batch = _batch(places, settings.micro_rows, texts[0].row_length, masking, before)
             inputs = batch.input_ids if states is None else states.of(places, settings.micro_rows)
+            _seed_dropout(settings.seed, state.step, number)
             index, target, role, _ = targets(batch, roles=roles)
             normalizer = max(1, learnable) / (distributed.world_size() * engine.accumulation)
             compute = partial(_loss, index, target, role, objectives, normalizer)
@@ -120,6 +122,12 @@ def train(
             break
     assert saved == state.step
     return state
+
+
+def _seed_dropout(seed: int, step: int, number: int) -> None:
+    """Random numbers of a forward pass as a function of the step, as everything else, so that a resumed run draws the same."""
+    place = np.random.SeedSequence([seed, step, number, distributed.rank()])
+    torch.manual_seed(int(place.generate_state(1, np.uint64)[0]))
 
 
 def places_of(settings: RepairSettings, texts: Sequence[PackedRows], retain: PackedRows | None) -> list[Place]:

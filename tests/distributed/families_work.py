@@ -17,7 +17,7 @@ from sani_dist.config import EraseSettings, RepairSettings
 from sani_dist.corpus.masking import HiddenRows, Masking, every_token
 from sani_dist.corpus.rows import LEARN, SENSITIVE, PackedRows
 from sani_dist.engine import distributed
-from sani_dist.engine.checkpoint import State
+from sani_dist.engine.checkpoint import State, load_newest, save
 from sani_dist.engine.export import export
 from sani_dist.engine.layout import find_layout
 from sani_dist.engine.safetensors_files import Checkpoint
@@ -121,12 +121,17 @@ def _carry_masked(folder: Path, source: Path, plan: Plan, tokens: Path, ds_confi
     engine.for_training(repair)
     masking = Masking(mask, len(tokenizer), repair.seed, (LEARN,))
     reached = train(
-        engine, [rows], general, repair, State(0, "inputs"), stop=lambda state: state.step == 1, masking=masking
-    )
+        engine, [rows, rows], general, repair, State(0, "inputs"), stop=lambda state: state.step == 1, masking=masking,
+        save=lambda state: save(folder / "checkpoints", engine, state),
+    )  # fmt: skip
     engine.module.eval()
     scores["repaired"] = score(engine, asked, MICRO_ROWS).logprob
     _export(engine, source, folder / "repaired")
     logits = engine.forward(*_some(rows), _logits)
+    again = [
+        _next_step(engine, rows, general, repair, folder / "checkpoints", masking, dropout)
+        for dropout in (0.1, 0.1, 0.0)
+    ]
     if distributed.rank() == 0:
         alone = MaskedModel(AutoModelForMaskedLM.from_pretrained(folder / "repaired", dtype=torch.float32).eval())
         facts = {
@@ -137,10 +142,26 @@ def _carry_masked(folder: Path, source: Path, plan: Plan, tokens: Path, ds_confi
             "step": reached.step,
             "loss": reached.loss,
             "export_equal": torch.equal(logits, alone(*_some(rows), _logits)),
+            "resumed_equal": [torch.equal(again[0], other) for other in again[1:]],
         }
         (folder / "facts.json").write_text(json.dumps(facts))
         np.savez(folder / "scores.npz", **scores)
     engine.ds.optimizer.destroy()
+
+
+def _next_step(
+    engine: Engine, rows: PackedRows, general: PackedRows, repair: RepairSettings, checkpoints: Path, masking: Masking,
+    dropout: float,
+) -> torch.Tensor:  # fmt: skip
+    """This rank's shards after the step that follows the checkpoint."""
+    for module in engine.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = dropout
+    state = load_newest(checkpoints, engine, "inputs")
+    assert state is not None
+    engine.module.train()
+    train(engine, [rows, rows], general, repair, state, stop=lambda state: state.step == 2, masking=masking)
+    return torch.cat([live.values.clone() for live in local_shards(engine.model)])
 
 
 def asked_of(rows: PackedRows) -> list[tuple[int, np.ndarray]]:
