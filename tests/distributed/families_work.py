@@ -17,6 +17,7 @@ from sani_dist.config import EraseSettings, RepairSettings
 from sani_dist.corpus.masking import HiddenRows, Masking, every_token
 from sani_dist.corpus.rows import LEARN, SENSITIVE, PackedRows
 from sani_dist.engine import distributed
+from sani_dist.engine.attention import attend_by_document
 from sani_dist.engine.checkpoint import State, load_newest, save
 from sani_dist.engine.export import export
 from sani_dist.engine.layout import find_layout
@@ -74,7 +75,9 @@ def _carry(folder: Path, source: Path, plan: Plan, tokens: Path, ds_config: str,
     _export(engine, source, folder / "repaired")
     logits = engine.forward(*_some(rows), _logits)
     if distributed.rank() == 0:
-        alone = CausalModel(AutoModelForCausalLM.from_pretrained(folder / "repaired", dtype=torch.float32).eval())
+        exported = AutoModelForCausalLM.from_pretrained(folder / "repaired", dtype=torch.float32).eval()
+        attend_by_document(exported)  # as the engine does: the same products, in the same order
+        alone = CausalModel(exported)
         facts = {
             "streamed": layout is not None,
             "one_to_one": all(len(pieces) == 1 for pieces in found.values()),
@@ -133,7 +136,9 @@ def _carry_masked(folder: Path, source: Path, plan: Plan, tokens: Path, ds_confi
         for dropout in (0.1, 0.1, 0.0)
     ]
     if distributed.rank() == 0:
-        alone = MaskedModel(AutoModelForMaskedLM.from_pretrained(folder / "repaired", dtype=torch.float32).eval())
+        exported = AutoModelForMaskedLM.from_pretrained(folder / "repaired", dtype=torch.float32).eval()
+        attend_by_document(exported)
+        alone = MaskedModel(exported)
         facts = {
             "streamed": find_layout(engine.model, Checkpoint(source)) is not None,
             "one_to_one": True,
