@@ -115,7 +115,9 @@ def _check_masked(config: Config, model: PreTrainedModel, tokenizer: PreTrainedT
     if config.repair.trainable != "all":
         raise InputError("repair.trainable: not for a masked language model, whose rows differ from step to step")
     if config.repair.until_control:
-        raise InputError("repair.until_control: not for a masked language model, whose spans are asked for in other rows")
+        raise InputError(
+            "repair.until_control: not for a masked language model, whose spans are asked for in other rows"
+        )
     if config.audit.harness.tasks:
         raise InputError("audit.harness.tasks: not for a masked language model, which does not go on with a text")
     if config.repair.objectives.unlikelihood:
