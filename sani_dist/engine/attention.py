@@ -10,6 +10,7 @@ brings, is used as it is. On GPUs, where many small kernels would wait for each 
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +28,10 @@ class Part(NamedTuple):
     start: int
     end: int
     single: bool
+
+
+# The masks that were made last, one for each kind of attention, with their documents; kept so that their memory is their own.
+_latest: deque[tuple[torch.Tensor, list[Part] | None]] = deque(maxlen=4)
 
 
 def attend_by_document(model: PreTrainedModel) -> None:
@@ -60,15 +65,23 @@ def _mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
     """transformers' own, with its documents beside it."""
     mask: torch.Tensor | None = sdpa_mask(*args, **kwargs)
     if mask is not None and mask.device.type == "cpu" and mask.dtype == torch.bool:
-        mask.parts = parts_of(mask)  # type: ignore[attr-defined]
+        _latest.append((mask, parts_of(mask)))
     return mask
+
+
+def _parts_beside(mask: torch.Tensor | None) -> list[Part] | None:
+    """Known by the memory of the mask: DeepSpeed's hooks hand a block that gets it by position, as GPT-2's do, another tensor of it."""
+    for made, parts in _latest:
+        if mask is not None and mask.shape == made.shape and mask.data_ptr() == made.data_ptr():
+            return parts
+    return None
 
 
 def _attend(
     module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, **kwargs: Any
 ) -> tuple[torch.Tensor, None]:  # fmt: skip
     """query, key, value: [rows, heads, tokens, head_dim] -> [rows, tokens, heads, head_dim]."""
-    parts = getattr(mask, "parts", None)
+    parts = _parts_beside(mask)
     if parts is None or kwargs.get("position_bias") is not None:
         masked: tuple[torch.Tensor, None] = sdpa_attention_forward(module, query, key, value, mask, **kwargs)
         return masked
