@@ -128,7 +128,6 @@ def test_longer_than_its_header_says(checkpoint_copy: Path) -> None:
     "change",
     [
         "{not json", "[1, 2]", '"text"', '{"a": 3}', '{"a": {"dtype": "F32", "shape": [2]}}',
-        {"first.bias": {"dtype": "Q4", "shape": [13], "data_offsets": [0, 52]}},
         {"first.bias": {"dtype": "F32", "shape": [14], "data_offsets": [0, 52]}},
         {"first.bias": {"dtype": "F32", "shape": [13], "data_offsets": [-52, 0]}},
         {"first.bias": {"dtype": "F32", "shape": [-1, -13], "data_offsets": [0, 52]}},
@@ -138,6 +137,13 @@ def test_longer_than_its_header_says(checkpoint_copy: Path) -> None:
 def test_corrupt_header(checkpoint_copy: Path, change: dict[str, object] | str) -> None:
     rewrite(checkpoint_copy / "model.safetensors", change)
     refused(checkpoint_copy, "copy or export it again")
+
+
+def test_a_format_that_is_no_plain_one(checkpoint_copy: Path) -> None:
+    rewrite(
+        checkpoint_copy / "model.safetensors", {"first.bias": {"dtype": "Q4", "shape": [13], "data_offsets": [0, 52]}}
+    )
+    refused(checkpoint_copy, r"first\.bias is stored as Q4, a quantised format")
 
 
 def test_header_length_beyond_the_file(checkpoint_copy: Path) -> None:
