@@ -22,6 +22,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from sani_dist.config import CorpusSettings
+from sani_dist.corpus.prepare import prepare
+
 ROW_LENGTH = 64
 
 # No word of these occurs anywhere else, here or in the code: what a leak would show.
@@ -126,6 +129,27 @@ def note(draw: random.Random, subject: int, people: list[str], numbers: list[str
             spans.append({"start": len(text), "end": len(text) + len(part), "kind": kind})
         text += part
     return {"patient": f"subject-{subject}", "text": text, "spans": spans}
+
+
+def pack(
+    texts: dict[str, str], tokenizer: PreTrainedTokenizerFast, folder: Path, *, notes: int, general: int, row_length: int = 96,
+    alone: bool = False,
+) -> Path:  # fmt: skip
+    """The first so many notes and general texts of a corpus, as `write_corpus` returns it, as packed rows; returns their folder.
+
+    `alone`: each document has rows of its own.
+    """
+    for name, count in (("notes", notes), ("general", general)):
+        lines = Path(texts[name]).read_text().splitlines(keepends=True)[:count]
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    settings = CorpusSettings.model_validate(
+        {
+            "source": str(folder / "notes.jsonl"), "general": str(folder / "general.jsonl"), "spans": "spans",
+            "detect": [{"name": "annotations"}], "row_length": row_length,
+        }
+    )  # fmt: skip
+    prepare(settings, tokenizer, folder, b"k" * 32, alone=alone)
+    return folder / "tokens" / "epoch-000"
 
 
 def mapping(checkpoint: Path, texts: dict[str, str], **sections: dict[str, Any]) -> dict[str, Any]:

@@ -15,8 +15,6 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from sani_dist.audit.candidates import CandidateRows
-from sani_dist.config import CorpusSettings
-from sani_dist.corpus.prepare import prepare
 from sani_dist.corpus.rows import PackedRows
 from sani_dist.erase import Plan, Unit
 
@@ -32,18 +30,7 @@ REPAIR = {"epochs": 1, "batch_rows": 4, "retain": 0.25, "learning_rate": 1e-3, "
 
 @pytest.fixture(scope="module")
 def tokens(corpus: dict[str, str], tiny_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:  # fmt: skip
-    folder = tmp_path_factory.mktemp("families-tokens")
-    for name, lines in (("notes", 7), ("general", 9)):
-        text = Path(corpus[name]).read_text().splitlines(keepends=True)[:lines]
-        (folder / f"{name}.jsonl").write_text("".join(text))
-    settings = CorpusSettings.model_validate(
-        {
-            "source": str(folder / "notes.jsonl"), "general": str(folder / "general.jsonl"), "spans": "spans",
-            "detect": [{"name": "annotations"}], "row_length": 96,
-        }
-    )  # fmt: skip
-    prepare(settings, tiny_tokenizer, folder, b"k" * 32)
-    return folder / "tokens" / "epoch-000"
+    return tiny.pack(corpus, tiny_tokenizer, tmp_path_factory.mktemp("families-tokens"), notes=7, general=9)
 
 
 @pytest.fixture(scope="module")

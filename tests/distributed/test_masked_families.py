@@ -24,8 +24,7 @@ from transformers import (
 
 import sani_dist
 from sani_dist import pipeline
-from sani_dist.config import CorpusSettings, config_from_mapping
-from sani_dist.corpus.prepare import prepare
+from sani_dist.config import config_from_mapping
 from sani_dist.corpus.rows import NO_DOCUMENT, PackedRows
 from sani_dist.erase import Plan, Unit
 from sani_dist.errors import InputError
@@ -51,17 +50,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def tokens(corpus: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("masked-tokens")
-    for name, lines in (("notes", 5), ("general", 5)):
-        text = Path(corpus[name]).read_text().splitlines(keepends=True)[:lines]
-        (folder / f"{name}.jsonl").write_text("".join(text))
-    settings = CorpusSettings.model_validate(
-        {
-            "source": str(folder / "notes.jsonl"), "general": str(folder / "general.jsonl"), "spans": "spans",
-            "detect": [{"name": "annotations"}], "row_length": 72,
-        }
-    )  # fmt: skip
-    prepare(settings, tokenizer(), folder, b"k" * 32, alone=True)
-    found = folder / "tokens" / "epoch-000"
+    found = tiny.pack(corpus, tokenizer(), folder, notes=5, general=5, row_length=72, alone=True)
     document = PackedRows(found / "repair.arrow").batch(range(5)).document
     assert [len(set(row[row != NO_DOCUMENT].tolist())) for row in document] == [1] * 5
     return found
