@@ -12,9 +12,11 @@ import shutil
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -212,6 +214,7 @@ class _Worker:
         self.metrics = Metrics(run.path("metrics.jsonl"), self.first)
         self.curves = Curves(run.path("logs"), self.config.tracking, self.first)
         self.checkpoint = Checkpoint(run.config.model.path, run.config.model.allow_pickle)
+        self.corpus = Corpus(run.path("corpus"), run.path("tokens", "epoch-000"))
         self.source = json.loads(run.path("source.json").read_text())
         self.stopping = False
         for signum in (signal.SIGTERM, signal.SIGINT):  # Ctrl-C reaches every process of the terminal
@@ -301,16 +304,15 @@ class _Worker:
             for s in ("repair", "control", "heldout", "general_test")
             if (r := self._rows(s)) is not None and len(r)
         }
-        corpus = Corpus(self.run.path("corpus"), self.run.path("tokens", "epoch-000"))
         tokenizer, settings = tokenizer_of(self.config), self.config.audit
 
         def report(done: int, total: int) -> None:
             self.metrics.progress(f"audit-{when}", done, total, "rows")
 
         if self.engine.masked:
-            found = audit_masked(self.engine, splits, corpus, _mask_token(tokenizer), settings, report)
+            found = audit_masked(self.engine, splits, self.corpus, _mask_token(tokenizer), settings, report)
         else:
-            found = audit(self.engine, splits, corpus, tokenizer, settings, self._reference(splits), report)
+            found = audit(self.engine, splits, self.corpus, tokenizer, settings, self._reference(splits), report)
         path, losses = self.run.path("audit", f"{when}.json"), self.run.path("audit", f"{when}-losses.parquet")
         if self.first:
             build(losses, found.losses.to_parquet)
@@ -434,12 +436,16 @@ class _Worker:
         self._done("repair", outputs)
         return True
 
+    @cached_property
+    def _spans(self) -> pd.DataFrame:
+        """What repair looks at after each epoch; finding out what can be copied from a prompt takes a pass over all text."""
+        return self.corpus.spans()
+
     def _standing(self) -> Standing:
         """Of the model in training, which is in training again afterwards."""
         rows = {split: self._needed_rows(split) for split in ("repair", "control")}
-        spans = Corpus(self.run.path("corpus"), self.run.path("tokens", "epoch-000")).spans()
         self.engine.module.eval()
-        found = standing(self.engine, rows, spans, self.config.audit.micro_rows)
+        found = standing(self.engine, rows, self._spans, self.config.audit.micro_rows)
         self.engine.module.train()
         return found
 
@@ -484,7 +490,7 @@ class _Worker:
         sanitised = self.run.path("model") if "export" in self.run.stages else None
         splits: dict[str, PackedRows] = {s: r for s in SPLITS if (r := self._rows(s)) is not None and len(r)}
         scene = Scene(
-            splits, Corpus(self.run.path("corpus"), self.run.path("tokens", "epoch-000")), tokenizer_of(self.config), self._load,
+            splits, self.corpus, tokenizer_of(self.config), self._load,
             before=self.config.model.path if sanitised is not None else None,
             settings=settings, audit=self.config.audit, repair=self.config.repair,
         )  # fmt: skip
