@@ -28,6 +28,7 @@ lint: $(VENV)/.linters
 bench: $(VENV)/.installed  ## benchmarks/results/*.csv and benchmarks/README.md, measured anew
 	$(BIN)/python benchmarks/load.py
 	$(BIN)/python benchmarks/erase.py
+	$(BIN)/python benchmarks/audit.py
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/masked_ce.py
 	$(BIN)/python benchmarks/render.py

@@ -1,18 +1,22 @@
 """Which spans does greedy decoding reproduce? One forward pass over packed rows (`score`) against writing the spans out.
 
 The model is the demo's, SmolLM2-135M after it has memorised its notes (`--model`: the folder of a finished `sani-dist demo`, made where
-there is none; that takes twelve minutes), in bfloat16; the spans are all those of its notes that cannot be copied from the prompt. The
-alternative is transformers' `generate` with a key-value cache: greedy, prompts sorted by length and padded on the left, as many new
-tokens as the longest span of a batch has, at the batch size that is fastest on 24 of the prompts, tried before. On two ranks it has the
-whole model on each, and half of the prompts. Both run in turn in fresh processes with all cores; time is that of the slower rank, after
-loading.
+there is none; that takes a quarter of an hour); the spans are all those of its notes that cannot be copied from the prompt. `--part` takes
+one of three.
 
-`agreement` is the share of spans of which both say the same. For each of the others, how far the likeliest token leads before the next
-is printed: in bfloat16 logits of 16 to 32 are 0.125 apart, and where two are equal or neighbours, the order of a sum decides.
+`speed`: in bfloat16, against transformers' `generate` with a key-value cache: greedy, prompts sorted by length and padded on the left, as
+many new tokens as the longest span of a batch has, at the batch size that is fastest on 24 of the prompts, tried before. On two ranks it
+has the whole model on each, and half of the prompts. Both run in turn in fresh processes with all cores; time is that of the slower
+rank, after loading. A note is read once by `score`, and by `generate` once for each of its ten spans, up to there: about five times the
+tokens. With large batches and a cache, little else costs.
+
+`agreement`: the share of spans of which both say the same. For each of the others, how far the likeliest token leads before the next is
+printed: in bfloat16 logits of 16 to 32 are 0.125 apart, and where two are equal or neighbours, the order of a sum decides. So the same
+is done in float32.
 
 `memory`: highest memory of a rank that loads and scores a synthetic Llama of 2.2 GB, above imports, on 1, 2 and 4 ranks. It stands for one
-of 7 billion parameters: what DeepSpeed may hold gathered at a time, 1e9 parameters by default, and what it fetches ahead are
-smaller by the same factor.
+of 7 billion parameters: `stage3_max_live_parameters` of 2e8, and what DeepSpeed fetches ahead, are smaller by the same factor. (With
+DeepSpeed's default of 1e9 a rank keeps the embedding, and blocks that it has done with, gathered.)
 """
 
 from __future__ import annotations
@@ -37,16 +41,17 @@ WAYS, RANKS = ("score", "generate"), (1, 2)
 MEMORY_RANKS = (1, 2, 4)
 BATCHES, TRIED = (8, 16, 32, 64), 24
 MICRO_ROWS = 4
-LLAMA_PARAMETERS = 1.1e9
+LLAMA_PARAMETERS, LIVE_PARAMETERS = 1.1e9, 2e8
+PARTS = ("speed", "agreement", "memory")
 DEFAULT_MODEL = Path(tempfile.gettempdir()) / "sani_dist-benchmark-demo"
 CLAIMS = (
-    *(harness.Claim("seconds", f"generate, ranks: {n}", f"score, ranks: {n}", at_least=20) for n in RANKS),
-    harness.Claim("peak_anonymous_bytes", "memory, ranks: 2", "memory, ranks: 1", at_most=0.7),
-    harness.Claim("peak_anonymous_bytes", "memory, ranks: 4", "memory, ranks: 2", at_most=0.7),
+    *(harness.Claim("seconds", f"generate on {n}", f"score on {n}", at_least=20) for n in RANKS),
+    harness.Claim("peak_anonymous_bytes", "memory on 2", "memory on 1", at_most=0.7),
+    harness.Claim("peak_anonymous_bytes", "memory on 4", "memory on 2", at_most=0.7),
 )
 
 
-def compare(model: Path, repeats: int) -> None:
+def compare(model: Path, repeats: int, parts: Sequence[str]) -> None:
     if not (model / "run" / "model").exists():
         from rich.console import Console
 
@@ -55,21 +60,30 @@ def compare(model: Path, repeats: int) -> None:
         tell(model, 0, 2, Console())
     checkpoint.prepare(checkpoint.DEFAULT_FOLDER)
     recorder = harness.Recorder("audit")
-    for _ in range(repeats):
+    for _ in range(repeats if "speed" in parts else 0):
         for ranks in RANKS:
-            says: dict[str, dict[str, bool]] = {}
-            for way in WAYS:
-                found = harness.run_ranks(__file__, ["--model", str(model), "--case", way], ranks)
-                recorder.add(f"{way}, ranks: {ranks}", "seconds", max(rank["seconds"] for rank in found))
-                says[way] = {place: hit for rank in found for place, hit in rank["greedy"].items()}
-                for lead in (lead for rank in found for lead in rank.get("leads", [])):
-                    print(f"judged differently; least lead of a likeliest token {lead:.3f}")
-            same = [says["score"][place] == says["generate"][place] for place in says["score"]]
-            recorder.add(f"score, ranks: {ranks}", "agreement", sum(same) / len(same))
+            agreement(recorder, model, ranks, "bfloat16", timed=True)
+    if "agreement" in parts:
+        agreement(recorder, model, 1, "float32", timed=False)
+    for _ in range(repeats if "memory" in parts else 0):
         for ranks in MEMORY_RANKS:
             found = harness.run_ranks(__file__, ["--model", str(checkpoint.DEFAULT_FOLDER), "--case", "memory"], ranks)
-            recorder.add(f"memory, ranks: {ranks}", "peak_anonymous_bytes", max(rank["anonymous"] for rank in found))
-    recorder.save(CLAIMS)
+            recorder.add(f"memory on {ranks}", "peak_anonymous_bytes", max(rank["anonymous"] for rank in found))
+    recorder.save([claim for claim in CLAIMS if {claim.case, claim.against} <= {row.case for row in recorder.rows}])
+
+
+def agreement(recorder: harness.Recorder, model: Path, ranks: int, dtype: str, *, timed: bool) -> None:
+    says: dict[str, dict[str, bool]] = {}
+    for way in WAYS:
+        found = harness.run_ranks(__file__, ["--model", str(model), "--case", way, "--dtype", dtype], ranks)
+        if timed:
+            recorder.add(f"{way} on {ranks}", "seconds", max(rank["seconds"] for rank in found))
+        says[way] = {place: hit for rank in found for place, hit in rank["greedy"].items()}
+        for lead in (lead for rank in found for lead in rank.get("leads", [])):
+            print(f"judged differently; least lead of a likeliest token {lead:.3f}")
+    same = [says["score"][place] == says["generate"][place] for place in says["score"]]
+    case = f"score on {ranks}" if timed else f"score in {dtype}"
+    recorder.add(case, "agreement", sum(same) / len(same))
 
 
 def measure(arguments: argparse.Namespace) -> None:
@@ -82,7 +96,8 @@ def measure(arguments: argparse.Namespace) -> None:
     else:
         asked, rows = _spans(arguments.model / "run")
         way = _score if arguments.case == "score" else _generate
-        harness.report(arguments.result, way(arguments.model / "memorised", asked, rows))
+        dtype: torch.dtype = getattr(torch, arguments.dtype)
+        harness.report(arguments.result, way(arguments.model / "memorised", asked, rows, dtype))
     distributed.stop()
 
 
@@ -92,11 +107,11 @@ def _spans(run: Path) -> tuple[list[Asked], PackedRows]:
     return ask(corpus.spans(), {"repair": rows}, corpus), rows
 
 
-def _score(model: Path, asked: list[Asked], rows: PackedRows) -> dict[str, Any]:
+def _score(model: Path, asked: list[Asked], rows: PackedRows, dtype: torch.dtype) -> dict[str, Any]:
     from sani_dist.audit.scores import score
     from sani_dist.engine import distributed
 
-    engine = _engine(model)
+    engine = _engine(model, dtype)
     score(engine, rows, MICRO_ROWS)  # what is done once in a process, as reading the weights' pages
     distributed.barrier()
     start = time.perf_counter()
@@ -105,12 +120,12 @@ def _score(model: Path, asked: list[Asked], rows: PackedRows) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - start, "greedy": greedy}
 
 
-def _generate(model: Path, asked: list[Asked], rows: PackedRows) -> dict[str, Any]:
+def _generate(model: Path, asked: list[Asked], rows: PackedRows, dtype: torch.dtype) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM
 
     from sani_dist.engine import distributed
 
-    whole = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).eval()
+    whole = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
     mine = sorted(asked, key=lambda a: len(a.prompt.ids))[distributed.rank() :: distributed.world_size()]
     tried = mine[:: max(1, len(mine) // TRIED)]
     seconds = {}
@@ -124,7 +139,7 @@ def _generate(model: Path, asked: list[Asked], rows: PackedRows) -> dict[str, An
     greedy = _write(whole, mine, best)
     measured: dict[str, Any] = {"seconds": time.perf_counter() - start, "greedy": greedy}
     if distributed.world_size() == 1:
-        forced = _score(model, asked, rows)["greedy"]
+        forced = _score(model, asked, rows, dtype)["greedy"]
         measured["leads"] = [_least_lead(whole, a) for a in mine if greedy[str(a.place)] != forced[str(a.place)]]
     return measured
 
@@ -161,7 +176,7 @@ def _memory(model: Path) -> dict[str, Any]:
 
     distributed.barrier()
     with harness.peak_memory() as peak:
-        score(_engine(model, scale=LLAMA_PARAMETERS / 7e9), _RandomRows(), micro_rows=1)
+        score(_engine(model, torch.bfloat16, scale=LLAMA_PARAMETERS / 7e9), _RandomRows(), micro_rows=1)
     return dict(peak)
 
 
@@ -181,18 +196,26 @@ class _RandomRows:
         return Batch(ids, role, document, torch.arange(self.row_length).expand(ids.shape).clone())
 
 
-def _engine(model: Path, scale: float = 1.0) -> Any:
-    """`scale`: of what DeepSpeed may hold gathered."""
+def _engine(model: Path, dtype: torch.dtype, scale: float | None = None) -> Any:
+    """`scale`: of what DeepSpeed may hold gathered; None: what the package's own file says."""
     from sani_dist.engine.zero3 import Engine, load_sharded, read_ds_config
 
-    config = read_ds_config(None, torch.bfloat16)
+    config = read_ds_config(None, dtype)
     zero = config["zero_optimization"]
-    zero["stage3_max_live_parameters"] = round(1e9 * scale)
-    zero["stage3_prefetch_bucket_size"] = round(zero["stage3_prefetch_bucket_size"] * scale)
-    engine = Engine(load_sharded(model, config, torch.bfloat16), config)
+    if scale is not None:
+        zero["stage3_max_live_parameters"] = round(LIVE_PARAMETERS * scale)
+        zero["stage3_prefetch_bucket_size"] = round(zero["stage3_prefetch_bucket_size"] * scale)
+    engine = Engine(load_sharded(model, config, dtype), config)
     engine.for_inference()
     return engine
 
 
 if __name__ == "__main__":
-    harness.command_line(__doc__, compare, measure, model=DEFAULT_MODEL, repeats=3, cases=(*WAYS, "memory"))
+    parser = harness.options(__doc__, model=DEFAULT_MODEL, repeats=3, cases=(*WAYS, "memory"))
+    parser.add_argument("--part", action="append", choices=PARTS, help="default: all")
+    parser.add_argument("--dtype", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.result:
+        measure(given)
+    else:
+        compare(given.model, given.repeats, given.part or PARTS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,9 @@ from .. import tiny
 from . import plain
 from .families import FAMILIES, Family, Indices, build
 from .families_work import NEW_TOKENS, PROMPTS, QUESTION
+from .family_table import assert_in_readme, holds, row_of
 from .ranks import run_ranks
 
-DOCS = Path(__file__).parents[2] / "docs" / "families.md"
 REPAIR = {"epochs": 1, "batch_rows": 4, "retain": 0.25, "learning_rate": 1e-3, "warmup": 0}
 
 
@@ -128,34 +128,21 @@ def test_a_step_of_repair_and_the_export(family: str, carried: Path) -> None:
     assert len(moved) == len(erased)
 
 
-def test_the_table_of_the_docs_is_what_was_found(
+def test_the_table_of_the_readme_is_what_was_found(
     carried: Path, sources: dict[str, Path], tokens: Path, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    lines = ["| family | load | units of a block | erase | audit | repair | export |", "|---|---|---|---|---|---|---|"]
+    table = {}
     for family in FAMILIES:
-        found = facts(carried, family)
-        load = "through transformers"
-        if found["streamed"]:
-            load = "streamed" if found["one_to_one"] else "streamed, experts joined"
-        neurons, heads = found["units"]
-        cells = [load, f"{neurons} neurons, {heads} heads"]
-        cells.append(
-            holds(test_the_erased_units_are_those_written_down, family, carried, sources)
-            and holds(test_the_forward_changes_as_silencing_these_units_does, family, carried, sources, tokens)
+        erases = holds(test_the_erased_units_are_those_written_down, family, carried, sources) and holds(
+            test_the_forward_changes_as_silencing_these_units_does, family, carried, sources, tokens
         )
-        cells.append(
+        audits = (
             holds(test_scores_are_those_of_each_document_alone, family, carried, sources, tokens)
             and holds(test_branches_score_as_texts_of_their_own, family, carried, sources, tiny_tokenizer)
             and holds(test_what_it_writes_is_the_likeliest_token_by_token, family, carried, sources)
         )
-        cells.append(found["step"] == 1)
-        cells.append(found["export_equal"])
-        shown = ({True: "yes", False: "no"}.get(cell, cell) for cell in cells)
-        lines.append(f"| {family} | {' | '.join(shown)} |")
-    document = DOCS.read_text()
-    begin, end = (document.index(mark) for mark in ("<!-- table -->", "<!-- end of table -->"))
-    written = document[begin:end].splitlines()[1:]
-    assert written == lines, "docs/families.md: put these lines between its marks:\n" + "\n".join(lines)
+        table[family] = row_of(facts(carried, family), erases, audits)
+    assert_in_readme("families", table)
 
 
 @cache
@@ -170,14 +157,6 @@ def logprobs(source: Path, tokens: Path, silent: str | None = None) -> np.ndarra
     if silent is not None:
         silence(model, FAMILIES[silent])
     return plain.logprobs(model, PackedRows(tokens / "repair.arrow"))
-
-
-def holds(check: Callable[..., None], *arguments: Any) -> bool:
-    try:
-        check(*arguments)
-    except AssertionError:
-        return False
-    return True
 
 
 def zeroed(tensors: dict[str, torch.Tensor], what: Mapping[str, Indices]) -> None:

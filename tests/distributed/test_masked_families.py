@@ -32,6 +32,7 @@ from sani_dist.run import Run
 
 from .. import tiny
 from .families_work import asked_of
+from .family_table import assert_in_readme, holds, row_of
 from .masked_families import MASKED_FAMILIES, build_masked, tokenizer
 from .ranks import run_ranks
 from .test_families import silence, zeroed
@@ -137,6 +138,17 @@ def test_a_step_of_repair_and_the_export(family: str, carried: Path) -> None:
     erased, repaired = (load_file(carried / family / name / "model.safetensors") for name in ("erased", "repaired"))
     still = [name for name, tensor in erased.items() if torch.equal(tensor, repaired[name])]
     assert still == []
+
+
+def test_the_table_of_the_readme_is_what_was_found(carried: Path, sources: dict[str, Path], tokens: Path) -> None:
+    table = {}
+    for family in MASKED_FAMILIES:
+        erases = holds(test_the_erased_units_are_those_written_down, family, carried, sources) and holds(
+            test_the_forward_changes_as_silencing_these_units_does, family, carried, sources, tokens
+        )
+        audits = holds(test_scores_are_those_of_each_text_alone, family, carried, sources, tokens)
+        table[family] = row_of(facts(carried, family), erases, audits)
+    assert_in_readme("masked families", table)
 
 
 def test_a_resumed_step_drops_out_and_hides_the_same(carried: Path) -> None:
