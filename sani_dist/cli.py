@@ -413,7 +413,7 @@ def _describe(settings: Config) -> None:
     from sani_dist import pipeline
 
     found = pipeline.check(settings)
-    erase, repair, workers = settings.erase, settings.repair, settings.cluster.workers
+    erase, repair, workers = settings.erase, settings.repair, settings.cluster.most_workers
     console.print(f"model    {found['architecture']}, {found['parameters']:,} parameters, {found['layers']} layers")
     console.print(
         f"loading  {'streamed, each rank its byte ranges' if found['streamed'] else 'through transformers, whole on each rank'}"

@@ -14,7 +14,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
 from sani_dist.errors import InputError
 
@@ -353,13 +361,27 @@ class TrackingSettings(Settings):
     project: str = Field("sani_dist", description="experiment of MLflow, project of Weights & Biases")
 
 
+def _number_of_workers(value: Any, validated: ValidatorFunctionWrapHandler) -> int | tuple[int, int]:
+    try:
+        found: int | tuple[int, int] = validated(value)
+        least, most = found if isinstance(found, tuple) else (found, found)
+    except ValidationError:
+        least, most = 0, 0
+    if not 1 <= least <= most:
+        raise ValueError("expected how many, such as 4, or the least and the most, such as [2, 4]")
+    return found
+
+
 class ClusterSettings(Settings):
     """Who starts the ranks, and on what."""
 
     launcher: Literal["local", "ray"] = Field(
         "local", description="local: processes of this machine; ray: a worker group of Ray Train, here or on a cluster"
     )
-    workers: Annotated[int, Field(ge=1)] = 1
+    workers: Annotated[int | tuple[int, int], WrapValidator(_number_of_workers)] = Field(
+        1,
+        description="ranks; with ray also [least, most]: the group shrinks when a node is lost and grows when one comes",
+    )
     threads: Annotated[int, Field(ge=1)] | None = Field(
         None, description="threads of each worker; default: cores / workers"
     )
@@ -390,14 +412,23 @@ class ClusterSettings(Settings):
     start_minutes: Annotated[int, Field(ge=1)] = Field(
         10, description="how long a run waits, in all, for a cluster that lacks the resources of its workers"
     )
+    resize_seconds: Annotated[float, Field(gt=0)] = Field(
+        60, description="of [least, most] workers: how often a group looks whether it could be larger"
+    )
     runtime_env: dict[str, Any] = Field(
         {}, description="Ray's runtime environment of the workers, for example {env_vars: {NCCL_SOCKET_IFNAME: eth0}}"
     )
+
+    @property
+    def most_workers(self) -> int:
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
 
     @model_validator(mode="after")
     def _can_be_asked_for(self) -> ClusterSettings:
         if self.address is not None and self.address.startswith(("ray://", "http://", "https://")):
             raise ValueError("`address` is host:port of the cluster's head; from outside, use launch/ray_submit.py")
+        if self.launcher == "local" and not isinstance(self.workers, int):
+            raise ValueError("`workers`: the least and the most are for launcher: ray; expected how many, such as 4")
         if {"CPU", "GPU"} & set(self.resources):
             raise ValueError("`resources` is for others than CPU and GPU: use cpus_per_worker and gpus_per_worker")
         return self

@@ -28,7 +28,7 @@ def start_ranks(run: Run, on_event: Callable[[dict[str, Any]], None]) -> None:
 
     Raises InputError or RunError with the line of the rank that failed first.
     """
-    workers, port = run.config.cluster.workers, free_port()
+    workers, port = run.config.cluster.most_workers, free_port()
     metrics = run.path("metrics.jsonl")
     position = metrics.stat().st_size if metrics.exists() else 0
     processes = [_start(run, rank, workers, port) for rank in range(workers)]

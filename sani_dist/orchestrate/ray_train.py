@@ -3,7 +3,9 @@
 Each Ray worker starts its rank as a process of its own, the one that every launcher starts (`worker.py`), and watches it: so the weights
 are the same bits, SIGTERM means a checkpoint, and what a rank prints goes to `logs/rank-N.log`. When a rank fails, Ray ends the
 whole group and starts a new one, up to `cluster.max_failures` times; its ranks go on from the done stages and the newest whole
-checkpoint of the run folder, which therefore has to lie on storage that all nodes share.
+checkpoint of the run folder, which therefore has to lie on storage that all nodes share. With `workers: [least, most]` the new group is
+as large as the cluster allows, and a running one that could be larger is ended and started again: batches are global, and checkpoints
+are ranges of parameters, so a run goes on at any number.
 
 `logs/ray-stop` asks all Ray workers to end and not to start again. It holds why: "signal" or "input".
 """
@@ -87,7 +89,7 @@ def _connected(cluster: ClusterSettings) -> Iterator[None]:
     try:
         if address is None:
             ray.init(
-                address="local", num_cpus=math.ceil(cluster.workers * cluster.cpus_per_worker), include_dashboard=False,
+                address="local", num_cpus=math.ceil(cluster.most_workers * cluster.cpus_per_worker), include_dashboard=False,
                 object_store_memory=OBJECT_STORE_BYTES, resources=_all_of(cluster), **quiet,
             )  # fmt: skip
         else:
@@ -104,7 +106,9 @@ def _connected(cluster: ClusterSettings) -> Iterator[None]:
             "and RAY_AUTH_TOKEN_PATH"
         ) from error
     try:
-        if address is None and (cluster.gpus_per_worker or 0) * cluster.workers > ray.cluster_resources().get("GPU", 0):
+        if address is None and (cluster.gpus_per_worker or 0) * cluster.most_workers > ray.cluster_resources().get(
+            "GPU", 0
+        ):
             raise InputError("cluster.gpus_per_worker: this machine has fewer GPUs than the workers ask for")
         yield
     finally:
@@ -123,7 +127,7 @@ def _knock(address: str) -> None:
 
 
 def _all_of(cluster: ClusterSettings) -> dict[str, float]:
-    return {name: amount * cluster.workers for name, amount in cluster.resources.items()}
+    return {name: amount * cluster.most_workers for name, amount in cluster.resources.items()}
 
 
 @contextlib.contextmanager
@@ -162,7 +166,7 @@ def _fit(run: Run, failures: list[Exception]) -> None:
             backend_config=_backend_config(),
             scaling_config=ScalingConfig(
                 num_workers=cluster.workers, use_gpu=gpus > 0, resources_per_worker=_resources(cluster, gpus),
-                placement_strategy=cluster.placement,
+                placement_strategy=cluster.placement, elastic_resize_monitor_interval_s=cluster.resize_seconds,
             ),
             run_config=RunConfig(
                 name=f"{time.time_ns()}", storage_path=str(run.path(*STORAGE)), worker_runtime_env=cluster.runtime_env,
@@ -221,9 +225,14 @@ def _explained(run: Run, failure: Exception) -> Exception:
         asked_for = _resources(cluster, cluster.gpus_per_worker or 0)
         wanted = ", ".join(f"{name} {amount:g}" for name, amount in asked_for.items())
         return RunError(
-            f"Ray did not start {cluster.workers} workers with {wanted} each: the cluster lacks them, or they failed to start; {again}"
+            f"Ray did not start {_shown(cluster.workers)} workers with {wanted} each: the cluster lacks them, or they failed to start; "
+            f"{again}"
         )
     return RunError(f"Ray: {type(failure).__name__}; {again}")
+
+
+def _shown(workers: int | tuple[int, int]) -> str:
+    return str(workers) if isinstance(workers, int) else f"{workers[0]} to {workers[1]}"
 
 
 def _raise_when_stopped(run: Run) -> None:
@@ -232,7 +241,7 @@ def _raise_when_stopped(run: Run) -> None:
     stop.unlink(missing_ok=True)
     if why is None or not run.pending():  # a signal that came after the last step
         return
-    lines = [line for rank in range(run.config.cluster.workers) if (line := error_line(run, rank))]
+    lines = [line for rank in range(run.config.cluster.most_workers) if (line := error_line(run, rank))]
     if why == "input":
         raise InputError(lines[0] if lines else f"a rank refused its input; see {run.path('logs')}")
     raise RunError(lines[0] if lines else f"stopped by a signal: `sani-dist resume {run.folder}` goes on")

@@ -1,18 +1,20 @@
-"""The run that all others must equal: two ranks under torchrun."""
+"""The run that all others must equal, two ranks under torchrun; and a cluster."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from ray.cluster_utils import Cluster
 
 from sani_dist.config import Config, config_to_mapping
 from sani_dist.files import file_sha256
 from sani_dist.orchestrate.local import free_port
 
-from .started import ROOT, finished, started
+from .started import ROOT, STORE_BYTES, finished, started
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +39,21 @@ def undisturbed(settings_file: Path, tmp_path_factory: pytest.TempPathFactory) -
     ]
     finished(started([*launch, str(settings_file), "--out", str(folder / "run")], folder / "log"), folder / "log")
     return exported(folder / "run")
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """A head without CPUs, as in a real cluster, where the command runs; three nodes with room for one rank each."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE_BYTES}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        for _ in range(3):
+            cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
+        cluster.wait_for_nodes()
+        yield cluster
+    finally:
+        cluster.shutdown()
 
 
 def exported(folder: Path) -> dict[str, str]:

@@ -12,10 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+from ray.cluster_utils import Cluster
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 SECONDS = 400
+# Of the object store of a node.
+STORE_BYTES = 80_000_000
 # As a user's shell would: without variables that this process or its own ranks need.
 HIDDEN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "DS_ACCELERATOR", "RAY_ADDRESS", "RAY_AUTH_MODE")
 
@@ -37,9 +40,9 @@ def sani_dist_run(settings: Path, folder: Path, *overrides: str) -> list[str]:
     return ["sani-dist", "run", str(settings), "--out", str(folder), *chosen]
 
 
-def finished(process: subprocess.Popen[bytes], log: Path, code: int = 0) -> str:
+def finished(process: subprocess.Popen[bytes], log: Path, code: int = 0, seconds: float = SECONDS) -> str:
     """What the command printed, when it has ended with `code`."""
-    assert process.wait(SECONDS) == code, log.read_text()[-3000:]
+    assert process.wait(seconds) == code, log.read_text()[-3000:]
     return log.read_text()
 
 
@@ -70,3 +73,12 @@ def ranks_of(folder: Path) -> list[psutil.Process]:
     return [
         p for p in psutil.process_iter(["cmdline"]) if {str(folder), "--end-with-stdin"} <= set(p.info["cmdline"] or [])
     ]
+
+
+def node_of(cluster: Cluster, rank: psutil.Process) -> object:
+    """The raylet that a rank's process belongs to."""
+    return next(node for node in cluster.worker_nodes if _raylet(node) in rank.parents())
+
+
+def _raylet(node: object) -> psutil.Process:
+    return psutil.Process(node.all_processes["raylet"][0].process.pid)  # type: ignore[attr-defined]

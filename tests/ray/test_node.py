@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -11,25 +9,9 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from .conftest import exported
-from .started import finished, ranks_of, repaired_steps, restarted_after, sani_dist_run, started, wait_until
+from .started import finished, node_of, ranks_of, repaired_steps, restarted_after, sani_dist_run, started, wait_until
 
 STEP = 6
-STORE_BYTES = 80_000_000
-
-
-@pytest.fixture
-def cluster() -> Iterator[Cluster]:
-    """A head without CPUs, as in a real cluster, where the command runs; three nodes with room for one rank each."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE_BYTES}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
-    try:
-        for _ in range(3):
-            cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES)
-        cluster.wait_for_nodes()
-        yield cluster
-    finally:
-        cluster.shutdown()
 
 
 @pytest.mark.slow
@@ -41,8 +23,7 @@ def test_a_lost_node_in_the_middle_of_repair_changes_no_bit(
     process = started(sani_dist_run(settings_file, folder, *overrides), log)
     wait_until(lambda: STEP in repaired_steps(folder), process, log)
     before = ranks_of(folder)
-    busy = next(node for node in cluster.worker_nodes if _raylet(node) in before[1].parents())
-    cluster.remove_node(busy, allow_graceful=False)
+    cluster.remove_node(node_of(cluster, before[1]), allow_graceful=False)
     finished(process, log)
     assert exported(folder) == undisturbed
     (step,) = restarted_after(folder)  # with a rank on the third node
@@ -65,7 +46,3 @@ def test_a_cluster_that_lacks_resources_is_one_line_in_the_end(
     assert last.startswith("error: Ray did not start 2 workers with CPU 1, fast 1 each: ")
     assert f"`sani-dist resume {folder}`" in last
     assert "Traceback" not in printed
-
-
-def _raylet(node: object) -> psutil.Process:
-    return psutil.Process(node.all_processes["raylet"][0].process.pid)  # type: ignore[attr-defined]
