@@ -1,11 +1,15 @@
-"""A LoRA adapter merged into its base: what it has memorised then lies in weights that can be erased, repaired and audited."""
+"""A LoRA adapter merged into its base: what it has memorised then lies in weights that can be erased, repaired and audited.
+
+The adapter alone, its base left as it is: `engine/adapter.py`.
+"""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
 
-from sani_dist.engine.export import COPIED
+from sani_dist.engine.adapter import SETTINGS, WEIGHTS, tokenizer_folder
+from sani_dist.engine.export import TOKENIZER
 from sani_dist.engine.zero3 import read_model_config
 from sani_dist.errors import InputError
 
@@ -25,10 +29,8 @@ def merge(base: Path, adapter: Path, out: Path) -> None:
     read_model_config(base)
     if out.exists():
         raise InputError(f"merge: {out} is there already; choose another folder")
-    if not (adapter / "adapter_config.json").is_file() or not (adapter / "adapter_model.safetensors").is_file():
-        raise InputError(
-            f"merge: {adapter} has no adapter_config.json with adapter_model.safetensors; expected a peft adapter"
-        )
+    if not (adapter / SETTINGS).is_file() or not (adapter / WEIGHTS).is_file():
+        raise InputError(f"merge: {adapter} has no {SETTINGS} with {WEIGHTS}; expected a peft adapter")
     model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", local_files_only=True)
     try:
         merged = PeftModel.from_pretrained(model, adapter, local_files_only=True).merge_and_unload(safe_merge=True)
@@ -39,9 +41,8 @@ def merge(base: Path, adapter: Path, out: Path) -> None:
     building = out.with_name(f".tmp-{out.name}")
     shutil.rmtree(building, ignore_errors=True)
     merged.save_pretrained(building)
-    has_tokenizer = any((adapter / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
-    for name in COPIED:
-        source = (adapter if has_tokenizer else base) / name
-        if source.is_file() and name not in ("config.json", "generation_config.json"):
+    for name in TOKENIZER:
+        source = tokenizer_folder(base, adapter) / name
+        if source.is_file():
             shutil.copyfile(source, building / name)
     building.rename(out)

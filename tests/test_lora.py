@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -25,15 +25,7 @@ IDS = torch.tensor([[17, 42, 5, 300, 29]])
 
 @pytest.fixture(scope="module")
 def adapter(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("adapter")
-    torch.manual_seed(1)
-    settings = LoraConfig(r=3, lora_alpha=6, target_modules=["q_proj", "up_proj", "down_proj"], task_type="CAUSAL_LM")
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(llama_folder), settings)
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name:  # zero before training
-            torch.nn.init.normal_(parameter, std=0.3)
-    model.save_pretrained(folder)
-    return folder
+    return tiny.lora(llama_folder, tmp_path_factory.mktemp("adapter"), ["q_proj", "up_proj", "down_proj"])
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -93,6 +95,20 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Pat
     """Write a Hugging Face folder, in fp32 unless `model` was converted."""
     model.save_pretrained(folder, **options)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def lora(base: Path, folder: Path, modules: Sequence[str], **options: Any) -> Path:
+    """A LoRA adapter of a saved model, of rank 5, in fp32, as peft saves it after a training: none of its matrices is zero."""
+    from peft import LoraConfig, get_peft_model  # not for every test
+
+    torch.manual_seed(1)
+    settings = {"r": 5, "lora_alpha": 8, "target_modules": list(modules), "task_type": "CAUSAL_LM", **options}
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(**settings))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
     return folder
 
 

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from sani_dist.engine import distributed
 from sani_dist.engine.safetensors_files import (
+    METADATA,
     PlannedFile,
     create_files,
     plan_files,
@@ -24,15 +26,28 @@ from sani_dist.errors import RunError
 from sani_dist.files import file_sha256, fsync
 
 # What makes a model usable, and nothing that training left: no training arguments, optimizer states, old model cards.
-COPIED = (
-    "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json",
-    "merges.txt", "vocab.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "chat_template.json",
-    "additional_chat_templates", "sentencepiece.bpe.model", "spiece.model", "spm.model", "tokenizer.tiktoken",
+TOKENIZER = (
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "merges.txt", "vocab.txt", "special_tokens_map.json",
+    "added_tokens.json", "chat_template.jinja", "chat_template.json", "additional_chat_templates", "sentencepiece.bpe.model",
+    "spiece.model", "spm.model", "tokenizer.tiktoken",
 )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Form:
+    """What a folder of weights consists of: how their files are named, at most how large and what their headers say; what is copied."""
+
+    stem: str = "model"
+    file_bytes: int = 5 * 2**30
+    metadata: Mapping[str, str] = field(default_factory=lambda: METADATA)
+    copied: tuple[str, ...] = ("config.json", "generation_config.json", *TOKENIZER)
+
+
+MODEL = Form()
+
+
 def export(
-    shards: Iterable[LiveShard], source: Path, folder: Path, *, dtype: torch.dtype | None = None
+    shards: Iterable[LiveShard], source: Path, folder: Path, *, dtype: torch.dtype | None = None, form: Form = MODEL
 ) -> dict[str, str]:
     """Write shards of all ranks as the model `folder`; every rank calls this with its own. Returns file -> sha256.
 
@@ -41,7 +56,8 @@ def export(
     """
     building = folder.with_name(f".tmp-{folder.name}")
     live = list(shards)
-    files = plan_files([(s.shard.name, s.shard.shape, s.shard.dtype) for s in live], building)
+    tensors = [(s.shard.name, s.shard.shape, s.shard.dtype) for s in live]
+    files = plan_files(tensors, building, form.file_bytes, form.stem, form.metadata)
     if distributed.rank() == 0:
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
@@ -56,7 +72,7 @@ def export(
     hashes: dict[str, str] = {}
     if distributed.rank() == 0:
         _write_index(files, building)
-        _copy_beside(source, building, dtype)
+        _copy_beside(source, building, dtype, form.copied)
         for path in sorted(p for p in building.rglob("*") if p.is_file()):
             fsync(path)
             hashes[path.relative_to(building).as_posix()] = file_sha256(path)
@@ -95,8 +111,8 @@ def _write_index(files: list[PlannedFile], folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
-def _copy_beside(source: Path, folder: Path, dtype: torch.dtype | None) -> None:
-    for name in COPIED:
+def _copy_beside(source: Path, folder: Path, dtype: torch.dtype | None, copied: tuple[str, ...] = MODEL.copied) -> None:
+    for name in copied:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
         elif (source / name).is_dir():

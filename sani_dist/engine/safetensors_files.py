@@ -10,7 +10,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,9 @@ DTYPES = {
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+# What transformers wants to read in a header beside the tensors.
+METADATA = {"format": "pt"}
 
 # One read of a rank. Larger buffers do not read faster; smaller ones cost more system calls.
 BUFFER_BYTES = 16 * 2**20
@@ -48,13 +51,13 @@ class StoredTensor:
 class Checkpoint:
     """The tensors of a Hugging Face folder: one `model.safetensors`, or the files of `model.safetensors.index.json`."""
 
-    def __init__(self, folder: Path, allow_pickle: bool = False) -> None:
+    def __init__(self, folder: Path, allow_pickle: bool = False, names: Sequence[str] = ()) -> None:
         """Read the headers only. Raises InputError for a missing, truncated or corrupt checkpoint.
 
-        `allow_pickle`: a folder without safetensors may have its weights in `.bin` files.
+        `allow_pickle`: a folder without safetensors may have its weights in `.bin` files. `names`: those of its files, if not as above.
         """
         self.folder = folder
-        self.files = _weight_files(folder, allow_pickle)
+        self.files = [folder / name for name in names] or _weight_files(folder, allow_pickle)
         self.tensors = {tensor.name: tensor for file in self.files for tensor in _read_header(file)}
 
     def read_into(self, name: str, start: int, stop: int, out: torch.Tensor) -> None:
@@ -143,6 +146,14 @@ def read_header(file: Path) -> Iterator[StoredTensor]:
     yield from tensors
 
 
+def read_metadata(file: Path) -> dict[str, str]:
+    """What the header of a whole file says beside its tensors; empty if nothing."""
+    with file.open("rb") as stream:
+        header = json.loads(stream.read(struct.unpack("<Q", stream.read(8))[0]))
+    found: dict[str, str] = header.get("__metadata__", {})
+    return found
+
+
 def read_range(tensor: StoredTensor, start: int, stop: int, out: torch.Tensor) -> None:
     """Fill `out` with the flat elements [start, stop) of a stored tensor, converted to `out`'s dtype and device."""
     itemsize = tensor.dtype.itemsize
@@ -173,11 +184,12 @@ class PlannedFile:
 
 
 def plan_files(
-    tensors: Iterable[tuple[str, tuple[int, ...], torch.dtype]], folder: Path, file_bytes: int = 5 * 2**30
-) -> list[PlannedFile]:
+    tensors: Iterable[tuple[str, tuple[int, ...], torch.dtype]], folder: Path, file_bytes: int = 5 * 2**30, stem: str = "model",
+    metadata: Mapping[str, str] = METADATA,
+) -> list[PlannedFile]:  # fmt: skip
     """Lay tensors out in files of at most `file_bytes` (a larger tensor gets its own), named as Hugging Face names them.
 
-    Every rank computes the same plan, so that all can write at once.
+    Every rank computes the same plan, so that all can write at once. `metadata`: what each header says beside its tensors.
     """
     groups: list[list[tuple[str, tuple[int, ...], torch.dtype]]] = [[]]
     filled = 0
@@ -191,8 +203,8 @@ def plan_files(
     files = []
     for number, group in enumerate(groups, start=1):
         single = len(groups) == 1
-        file_name = "model.safetensors" if single else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        file_name = f"{stem}.safetensors" if single else f"{stem}-{number:05d}-of-{len(groups):05d}.safetensors"
+        entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
         end = 0
         offsets = []
         for name, shape, dtype in group:

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM,
 
 from sani_dist.config import RepairSettings
 from sani_dist.engine import distributed
+from sani_dist.engine.adapter import Adapter, freeze_base
 from sani_dist.engine.attention import attend_by_document
 from sani_dist.engine.layout import find_layout
 from sani_dist.engine.packed_attention import PackedAttention
@@ -108,9 +109,9 @@ def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
 
 
 def load_sharded(
-    folder: Path, ds_config: dict[str, Any], dtype: torch.dtype, allow_pickle: bool = False
-) -> PreTrainedModel:
-    """A model under ZeRO-3 whose shards were read from the byte ranges of the checkpoint that this rank owns.
+    folder: Path, ds_config: dict[str, Any], dtype: torch.dtype, allow_pickle: bool = False, adapter: Adapter | None = None
+) -> PreTrainedModel:  # fmt: skip
+    """A model under ZeRO-3 whose shards were read from the byte ranges of the checkpoint that this rank owns; `adapter`: with that in it.
 
     Peak memory of a rank is its shards plus one buffer. Where parameters have to be computed from the stored tensors, transformers
     does it, whole on each rank, and a log line says so.
@@ -119,6 +120,8 @@ def load_sharded(
     config = read_model_config(folder)
     model = build_empty(config, dtype)
     layout = find_layout(model, checkpoint)
+    if adapter is not None:
+        layout = adapter.join(model, layout)
     if layout is None:
         logger.warning(
             "the stored tensors need transformers' weight conversion: loading through transformers, unstreamed"
@@ -174,7 +177,8 @@ def read_model_config(folder: Path) -> Any:
         )
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         raise InputError(
-            f"model.path: {folder} is an adapter; merge it first: sani-dist merge BASE {folder} --out merged"
+            f"model.path: {folder} is an adapter; merge it first: sani-dist merge BASE {folder} --out merged; or give its base as "
+            "model.path and the adapter as model.adapter"
         )
     if not (folder / "config.json").is_file():
         raise InputError(f"model.path: {folder} has no config.json; expected a Hugging Face checkpoint")
@@ -343,6 +347,10 @@ class Engine:
         """Only the last `trained` layers are trained from here on. Raises InputError when the model has no more than that."""
         self.module.trunk = Trunk(self.model, trained)
         self.module.trunk.freeze(self.model)
+
+    def freeze_base(self) -> None:
+        """Only the adapter is trained from here on."""
+        freeze_base(self.model)
 
     def for_training(self, settings: RepairSettings) -> None:
         """Build masters and moments from the shards as they are now. Gradient accumulation follows from `batch_rows`."""

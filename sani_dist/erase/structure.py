@@ -7,6 +7,9 @@ all heads follows belong to none. Of a mixture every neuron
 of every expert is a unit: neuron i of expert e has the number e x neurons of an expert + i.
 
 A `Slice` says where in a stored parameter the units lie. GPT-2's Conv1D stores [in, out], so its axes are swapped against `nn.Linear`.
+
+With an adapter units are those of the base, and what counts of them is their part in the adapter: of projections that it changes
+the rows of lora_B [out, rank] and the columns of lora_A [rank, in] in their place. Without these the unit is the base's.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from sani_dist.engine.adapter import lora_layers
 from sani_dist.engine.zero3 import blocks_of
 from sani_dist.errors import InputError
 
@@ -118,7 +122,10 @@ class _Block:
         )
         # GPT-2 scales what it adds to the residual stream by 1 / sqrt(2 layers); the other initialisers do not.
         self.conv1d_out_std = self.std / math.sqrt(2 * blocks)
-        linear = [(path, m) for path, m in block.named_modules() if isinstance(m, nn.Linear | Conv1D)]
+        self.lora = lora_layers(model)
+        found = [(path, m) for path, m in block.named_modules() if isinstance(m, nn.Linear | Conv1D)]
+        # The two matrices of an adapter are linear modules too.
+        linear = [(path, m) for path, m in found if ".lora_" not in path]
         self.attention = [m for path, m in linear if re.search("attn|attention", path)]
         self.rest = [m for path, m in linear if not re.search("attn|attention", path)]
 
@@ -127,7 +134,7 @@ class _Block:
         if len(experts) == 1 and not self.rest:
             return self._experts(experts[0])
         out = self.rest[-1] if self.rest else None
-        if out is None or experts or _size(out)[1] != self.hidden:
+        if out is None or experts or _size(out)[1] != self.hidden or len(self.rest) == 1:
             raise self._unknown_mlp()
         count = _size(out)[0]
         slices: list[Slice] = []
@@ -137,9 +144,8 @@ class _Block:
                 raise self._unknown_mlp()
             for first in range(0, size_out, count):  # gate, then up, where they are one projection
                 slices += self._rows(module, range(count), first=first)
-        if not slices:
-            raise self._unknown_mlp()
-        return Units(self.layer, "mlp", count, (*slices, self._columns(out, count)), out)
+        slices += self._columns(out, count)
+        return self._units("mlp", count, slices, out)
 
     def _experts(self, module: Any) -> Units:
         experts, hidden, neurons = _shape(module.down_proj)
@@ -151,7 +157,9 @@ class _Block:
                 slices.append(self._slice(module.gate_up_proj, (neurons, hidden), 0, self.std, units, start=start))
             start = e * hidden * neurons
             slices.append(self._slice(module.down_proj, (hidden, neurons), 1, self.std, units, start=start))
-        return Units(self.layer, "mlp", experts * neurons, tuple(slices), module, experts=True)
+        if self.lora:  # which changes projections, and no fused experts
+            slices = []
+        return self._units("mlp", experts * neurons, slices, module, experts=True)
 
     def heads(self) -> Units:
         count = self.config.num_attention_heads
@@ -173,12 +181,19 @@ class _Block:
                     slices += self._rows(module, range(count), **whole)
                 elif rows > count * width or rows % width:  # fewer: keys and values that several heads read
                     raise self._unknown_attention()
-        return Units(self.layer, "head", count, (*slices, self._columns(out, count, **whole)), out, width)
+        slices += self._columns(out, count, **whole)
+        return self._units("head", count, slices, out, width)
+
+    def _units(self, kind: Kind, count: int, slices: list[Slice], out: nn.Module, width: int = 1, experts: bool = False) -> Units:  # fmt: skip # noqa: E501
+        if not slices:
+            raise self._without_part(kind)
+        # Activations enter the layer around a projection, and from there the adapter too.
+        return Units(self.layer, kind, count, tuple(slices), self.lora.get(out, out), width, experts)
 
     def _is_normed(self, module: nn.Module, width: int) -> bool:
         """Whether a norm over all heads follows (OLMo 2's q_norm after q_proj): then each row bears on every head."""
         modules = dict(self.block.named_modules())
-        path = next(path for path, m in modules.items() if m is module)
+        path = next(path for path, m in modules.items() if m is module).removesuffix(".base_layer")
         norm: Any = modules.get(path.removesuffix("proj") + "norm")
         rows = _size(module)[1]
         return norm is not None and rows > width and _shape(norm.weight) == (rows,)
@@ -205,20 +220,39 @@ class _Block:
 
     def _rows(self, module: Any, units: range, **places: int) -> Iterator[Slice]:
         """Units lie along the output of a projection: in its weight and, if it has one, its bias."""
+        if self.lora:
+            yield from self._part(module, "lora_B", 0, units, **places)
+            return
         shape = _shape(module.weight)
         yield self._slice(module.weight, shape, int(isinstance(module, Conv1D)), self.std, units, **places)
         if module.bias is not None:
             yield self._slice(module.bias, (_size(module)[1], 1), 0, 0.0, units, **places)
 
-    def _columns(self, module: Any, count: int, **places: int) -> Slice:
+    def _columns(self, module: Any, count: int, **places: int) -> Iterator[Slice]:
         """Units lie along the input of a projection; its bias belongs to none."""
+        if self.lora:
+            yield from self._part(module, "lora_A", 1, range(count), **places)
+            return
         conv1d = isinstance(module, Conv1D)
         std = self.conv1d_out_std if conv1d else self.std
-        return self._slice(module.weight, _shape(module.weight), int(not conv1d), std, range(count), **places)
+        yield self._slice(module.weight, _shape(module.weight), int(not conv1d), std, range(count), **places)
+
+    def _part(self, module: nn.Module, matrix: str, axis: int, units: range, **places: int) -> Iterator[Slice]:
+        """Of units in an adapter, whose matrices are stored [out, in], whatever they are put beside."""
+        if module in self.lora:
+            (part,) = getattr(self.lora[module], matrix).values()
+            yield self._slice(part.weight, _shape(part.weight), axis, 0.0, units, **places)
 
     def _slice(self, parameter: nn.Parameter, matrix: tuple[int, ...], axis: int, std: float, units: range, **places: int) -> Slice:  # fmt: skip # noqa: E501
         rows, columns = matrix
         return Slice(self.names[id(parameter)], _shape(parameter), (rows, columns), axis, std, units, **places)
+
+    def _without_part(self, kind: Kind) -> InputError:
+        what, others, name = ("neurons", self.attention, "heads") if kind == "mlp" else ("heads", self.rest, "mlp")
+        advice = f"erase.units: {name}" if any(m in self.lora for m in others) else "erase.layers: 0, to repair alone"
+        return InputError(
+            f"erase.units: the adapter has no part in the {what} of block {self.layer}: it leaves their projections alone; set {advice}"
+        )
 
     def _unknown_mlp(self) -> InputError:
         return InputError(
