@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,15 @@ def logprobs(model: PreTrainedModel, rows: PackedRows) -> np.ndarray:
             values = torch.log_softmax(logits[:-1], dim=-1).gather(1, ids[1:, None])[:, 0].numpy()
             found[row, where][1:] = np.where(role[1:] > 0, values, np.nan)
     return found
+
+
+def written(model: PreTrainedModel, prompt: Sequence[int], tokens: int) -> list[int]:
+    """The likeliest tokens after a prompt, one by one."""
+    ids = list(prompt)
+    for _ in range(tokens):
+        with torch.no_grad():
+            ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+    return ids[len(prompt) :]
 
 
 def mean_loss(model: PreTrainedModel, chosen: list[tuple[PackedRows, int]], objective: str) -> torch.Tensor:
