@@ -107,7 +107,7 @@ def audit(
     """
     from sani_dist import api
 
-    overrides = _with(overrides, allow_pickle)
+    overrides = ["model.adapter=null", *_with(overrides, allow_pickle)]
     settings = load_config(corpus, [*overrides, f"model.path={model.resolve()}", "erase.layers=0"])
     _sanitize(settings, out, api.AUDIT_STAGES)
 
@@ -131,7 +131,8 @@ def attack(
 
     chosen = [*(overrides or []), *([] if gold is None else [f"attack.gold={gold.resolve()}"])]
     if corpus is not None:
-        settings = load_config(corpus, [*chosen, f"model.path={target.resolve()}", "erase.layers=0"])
+        chosen = ["model.adapter=null", *chosen, f"model.path={target.resolve()}", "erase.layers=0"]
+        settings = load_config(corpus, chosen)
         _sanitize(settings, out, api.ATTACK_STAGES)
         return
     if not (target / "run.json").exists():

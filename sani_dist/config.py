@@ -39,11 +39,19 @@ class ModelSettings(Settings):
     """Which model is sanitised, and in which precision."""
 
     path: Path = Field(description="folder of the Hugging Face checkpoint (safetensors)")
+    adapter: Path | None = Field(
+        None, description="folder of a LoRA adapter of the model of `path`: it alone is sanitised and exported"
+    )
     base: Path | None = Field(None, description="checkpoint before the sensitive training; needed by erase.reset=base")
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="precision of training and of the export")
     allow_pickle: bool = Field(
         False, description="weights may be in .bin files, here, in base and in audit.reference; read as tensors alone"
     )
+
+    @property
+    def source(self) -> Path:
+        """The folder of what is sanitised."""
+        return self.path if self.adapter is None else self.adapter
 
 
 class Pattern(Settings):
@@ -449,7 +457,14 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
-        if self.erase.reset == "base" and self.model.base is None:
+        if self.model.adapter is not None:
+            if self.model.base is not None:
+                raise ValueError("model.base: the base of model.adapter is model.path; leave it out")
+            if self.erase.layers and self.erase.reset != "base":
+                raise ValueError(
+                    "erase.reset: what an adapter has of a neuron can only be taken away, which leaves the base's neuron; set it to base"
+                )
+        elif self.erase.layers and self.erase.reset == "base" and self.model.base is None:
             raise ValueError("erase.reset=base needs model.base, the checkpoint before the sensitive training")
         if self.repair.retain > 0 and self.corpus.general is None:
             raise ValueError("repair.retain needs corpus.general, the text to mix in")
@@ -541,6 +556,7 @@ def config_to_mapping(config: Config) -> dict[str, Any]:
 _DETECTORS = ("annotations", "terms", "presidio", "rare_terms")
 _PATHS = (
     "model.path",
+    "model.adapter",
     "model.base",
     "corpus.source",
     "corpus.heldout",

@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,15 +29,16 @@ from sani_dist.audit.masked import audit_masked
 from sani_dist.audit.measure import audit, reference_scores
 from sani_dist.audit.scores import TokenScores
 from sani_dist.audit.spans import Corpus
-from sani_dist.config import Config
+from sani_dist.config import Config, ModelSettings
 from sani_dist.corpus import PackedRows
 from sani_dist.corpus import prepare as prepare_corpus
 from sani_dist.corpus.masking import HiddenRows, Masking, every_token
 from sani_dist.corpus.rows import LEARN, SENSITIVE, Rows
 from sani_dist.corpus.span import SPLITS
 from sani_dist.engine import distributed
+from sani_dist.engine.adapter import Adapter, freeze_base, tokenizer_folder
 from sani_dist.engine.checkpoint import State, check_checkpoints, load_newest, save
-from sani_dist.engine.export import export
+from sani_dist.engine.export import MODEL, export
 from sani_dist.engine.layout import Layout, base_layout, check_complete, find_layout
 from sani_dist.engine.safetensors_files import Checkpoint, read_range
 from sani_dist.engine.shards import LiveShard, Shard, local_shards, partition
@@ -82,6 +83,9 @@ def check(config: Config) -> dict[str, Any]:
     model = build_empty(model_config, dtype)
     checkpoint = Checkpoint(config.model.path, config.model.allow_pickle)
     check_complete(model, checkpoint)
+    layout, adapter = find_layout(model, checkpoint), _adapter(config.model)
+    if adapter is not None:
+        layout = adapter.join(model, layout)
     units = last_units(model, config.erase.layers, config.erase.units) if config.erase.layers else []
     if config.erase.reset == "base" and config.model.base is not None:
         base_layout(model, Checkpoint(config.model.base, config.model.allow_pickle), _names(units))
@@ -93,18 +97,23 @@ def check(config: Config) -> dict[str, Any]:
             _check_other(name, other, config.model.allow_pickle, tokenizer, dtype)
     if config.repair.trainable != "all":
         Trunk(model, config.repair.trainable.last).freeze(model)
-    parameters = sum(p.numel() for p in model.parameters())
+    parameters = exported = sum(p.numel() for p in model.parameters())
+    if adapter is not None:
+        freeze_base(model)
+        exported = sum(tensor.numel for tensor in adapter.checkpoint.tensors.values())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    if not trained:
+        raise InputError("repair.trainable: the adapter changes none of the last layers; leave it out")
     return {
         "architecture": type(model).__name__,
         "parameters": parameters,
         "layers": model.config.num_hidden_layers,
         "neurons_reset": _reset_count(units, "mlp", config.erase.fraction),
         "heads_reset": _reset_count(units, "head", config.erase.fraction),
-        "streamed": find_layout(model, checkpoint) is not None,
+        "streamed": layout is not None,
         "model_bytes": parameters * dtype.itemsize,
         # Two checkpoints of masters and two moments in fp32, and the exported model.
-        "disk_bytes": parameters * dtype.itemsize + (trained * 12 * 2 if config.repair.epochs else 0),
+        "disk_bytes": exported * dtype.itemsize + (trained * 12 * 2 if config.repair.epochs else 0),
         # Weights and gradients in the run's precision, masters and two moments in fp32.
         "training_bytes": parameters * dtype.itemsize + trained * (dtype.itemsize + 12),
     }
@@ -114,6 +123,8 @@ def _check_masked(config: Config, model: PreTrainedModel, tokenizer: PreTrainedT
     check_head(model)
     if tokenizer.mask_token_id is None:
         raise InputError("model.path: a masked language model, but its tokenizer has no mask token")
+    if config.model.adapter is not None:
+        raise InputError("model.adapter: not for a masked language model; merge it with peft, and sanitise the model")
     if config.repair.trainable != "all":
         raise InputError("repair.trainable: not for a masked language model, whose rows differ from step to step")
     if config.repair.until_control:
@@ -147,11 +158,7 @@ def _check_other(
 
 def prepare(run: Run, metrics: Metrics) -> None:
     """Text -> spans -> tokens, and the hash of the model. One process."""
-    model = run.config.model
-    hashes = {"model_sha256": Checkpoint(model.path, model.allow_pickle).sha256()}
-    if model.base is not None:
-        hashes["base_sha256"] = Checkpoint(model.base, model.allow_pickle).sha256()
-    source = build(run.path("source.json"), lambda path: _write_json(path, hashes))
+    source = build(run.path("source.json"), lambda path: _write_json(path, _hashes(run.config.model)))
 
     def report(done: int, total: int | None) -> None:
         metrics.progress("prepare", done, total or done + 1, "documents")
@@ -164,22 +171,38 @@ def prepare(run: Run, metrics: Metrics) -> None:
     run.mark_done("prepare", [source, *outputs])
 
 
+def _hashes(model: ModelSettings) -> dict[str, str]:
+    """Of the weights that a run starts from, and of those before the sensitive training: an adapter's base is a part of the former too."""
+    weights = Checkpoint(model.path, model.allow_pickle).sha256()
+    if model.adapter is not None:
+        return {"model_sha256": Adapter(model.adapter).sha256(weights), "base_sha256": weights}
+    base = {} if model.base is None else {"base_sha256": Checkpoint(model.base, model.allow_pickle).sha256()}
+    return {"model_sha256": weights, **base}
+
+
 def check_unchanged(run: Run) -> None:
     """Raises InputError when the model's files, or the settings of a run that has begun repair, are not those it started with."""
-    known = json.loads(run.path("source.json").read_text())
-    model = run.config.model
-    if known["model_sha256"] != Checkpoint(model.path, model.allow_pickle).sha256():
-        raise InputError("model.path: the model has changed since this run started; start a new run for the new model")
+    if json.loads(run.path("source.json").read_text()) != _hashes(run.config.model):
+        given = [f"model.{name}" for name in ("path", "adapter", "base") if getattr(run.config.model, name) is not None]
+        raise InputError(
+            f"{' or '.join(given)}: the model has changed since this run started; start a new run for the new model"
+        )
     before = [stage for stage in STAGES[: STAGES.index("repair")] if stage in run.stages]
     if all(run.path("done", f"{stage}.json").exists() for stage in before):
         check_checkpoints(run.path("repair", "checkpoints"), run.inputs_sha256("repair"))
 
 
 def tokenizer_of(config: Config) -> PreTrainedTokenizerBase:
+    model = config.model
+    folder = model.path if model.adapter is None else tokenizer_folder(model.path, model.adapter)
     try:
-        return AutoTokenizer.from_pretrained(config.model.path, local_files_only=True)  # type: ignore[no-any-return, no-untyped-call]
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)  # type: ignore[no-any-return, no-untyped-call]
     except (OSError, ValueError) as error:
-        raise InputError(f"model.path: {config.model.path} has no tokenizer that transformers reads") from error
+        raise InputError(f"model.path: {folder} has no tokenizer that transformers reads") from error
+
+
+def _adapter(model: ModelSettings) -> Adapter | None:
+    return None if model.adapter is None else Adapter(model.adapter)
 
 
 def torch_dtype(config: Config) -> torch.dtype:
@@ -214,6 +237,7 @@ class _Worker:
         self.metrics = Metrics(run.path("metrics.jsonl"), self.first)
         self.curves = Curves(run.path("logs"), self.config.tracking, self.first)
         self.checkpoint = Checkpoint(run.config.model.path, run.config.model.allow_pickle)
+        self.adapter = _adapter(run.config.model)
         self.corpus = Corpus(run.path("corpus"), run.path("tokens", "epoch-000"))
         self.source = json.loads(run.path("source.json").read_text())
         self.stopping = False
@@ -238,14 +262,14 @@ class _Worker:
             self._export_erased()
             return True
         self.metrics.progress("load", 0, 1, "model")
-        self.engine = self._load(self.config.model.path)
+        self.engine = self._load(self.config.model.source)
         self.metrics.progress("load", 1, 1, "model")
         if "audit-before" in pending:
             self._audit("before")
         if "erase" in pending:
             self._select()
         if set(pending) & {"repair", "audit-after", "export"}:
-            self._apply()
+            self._apply(self.engine.model, local_shards(self.engine.model))
         if trains and set(pending) & {"repair", "audit-after", "export"} and not self._repair("repair" in pending):
             return False
         if "repair" in pending and not trains:
@@ -254,24 +278,19 @@ class _Worker:
             self._audit("after")
         if "export" in pending:
             if trains:
-                layout = find_layout(self.engine.model, self.checkpoint)
-                shards = local_shards(self.engine.model)
-                hashes = export(
-                    shards if layout is None else layout.stored(shards),
-                    self.config.model.path,
-                    self.run.path("model"),
-                    dtype=torch_dtype(self.config),
-                )
-                self._done("export", [self.run.path("model", name) for name in hashes])
+                self._export_trained()
             else:
                 self._export_erased()
         self.engine.close()
         return True
 
     def _load(self, folder: Path) -> Engine:
-        dtype = torch_dtype(self.config)
+        """`folder`: of a model, or of the adapter before or after the run."""
+        dtype, model, adapter = torch_dtype(self.config), self.config.model, None
+        if model.adapter is not None and folder in (model.adapter, self.run.path("model")):
+            folder, adapter = model.path, Adapter(folder)
         ds_config = read_ds_config(self.config.cluster.ds_config, dtype)
-        return Engine(load_sharded(folder, ds_config, dtype, self.config.model.allow_pickle), ds_config)
+        return Engine(load_sharded(folder, ds_config, dtype, model.allow_pickle, adapter), ds_config)
 
     def _agreed_pending(self) -> list[str]:
         """Rank 0's view: files may appear on other hosts later."""
@@ -373,12 +392,14 @@ class _Worker:
         base = Checkpoint(self.config.model.base, self.config.model.allow_pickle)
         return base_layout(model, base, _names(units))
 
-    def _apply(self) -> None:
+    def _apply(self, model: PreTrainedModel, shards: Iterable[LiveShard]) -> None:
+        """Reset the units of the plan in shards of the model's parameters."""
         plan = self._plan()
         if plan.units:
-            model = self.engine.model
             units = last_units(model, self.config.erase.layers, self.config.erase.units)
-            apply(local_shards(model), units, plan, self._base(model, units))
+            # What is left of a unit without its part in the adapter is the base's.
+            plan = plan if self.adapter is None else replace(plan, reset="zero")
+            apply(shards, units, plan, self._base(model, units))
 
     # Repair
 
@@ -388,6 +409,8 @@ class _Worker:
         inputs, trunk = self.run.inputs_sha256("repair"), self.run.path("repair", "trunk")
         if settings.trainable != "all":
             self.engine.freeze_trunk(settings.trainable.last)
+        if self.adapter is not None:
+            self.engine.freeze_base()
         if not pending:
             self.engine.for_training(settings)
             load_newest(folder, self.engine, inputs)
@@ -466,20 +489,34 @@ class _Worker:
 
     # Export
 
+    def _export_trained(self) -> None:
+        shards = local_shards(self.engine.model)
+        if self.adapter is not None:
+            self._export(self.adapter.stored(self.engine.model, shards))
+            return
+        layout = find_layout(self.engine.model, self.checkpoint)
+        self._export(shards if layout is None else layout.stored(shards), torch_dtype(self.config))
+
     def _export_erased(self) -> None:
         """Without repair, every untouched tensor leaves as it came: streamed from the source in its own dtype."""
         model = build_empty(read_model_config(self.config.model.path), torch_dtype(self.config))
-        layout = find_layout(model, self.checkpoint)
+        if self.adapter is None:
+            layout = find_layout(model, self.checkpoint)
+        else:
+            self.adapter.inject(model)
+            layout = self.adapter.layout(model)
         if layout is None:
             raise InputError(
                 "erase alone needs a checkpoint whose tensors are the model's parameters; run repair as well"
             )
-        shards = list(_stored_shards(self.checkpoint))
-        plan = self._plan()
-        if plan.units:
-            units = last_units(model, self.config.erase.layers, self.config.erase.units)
-            apply(layout.parameters(shards), units, plan, self._base(model, units))
-        hashes = export(shards, self.config.model.path, self.run.path("model"))
+        shards = list(_stored_shards(self.checkpoint if self.adapter is None else self.adapter.checkpoint))
+        self._apply(model, layout.parameters(shards))
+        self._export(shards)
+
+    def _export(self, shards: Iterable[LiveShard], dtype: torch.dtype | None = None) -> None:
+        """Shards of stored tensors as the folder `model`."""
+        form = MODEL if self.adapter is None else self.adapter.form
+        hashes = export(shards, self.config.model.source, self.run.path("model"), dtype=dtype, form=form)
         self._done("export", [self.run.path("model", name) for name in hashes])
 
     # Attack
@@ -491,10 +528,10 @@ class _Worker:
         splits: dict[str, PackedRows] = {s: r for s in SPLITS if (r := self._rows(s)) is not None and len(r)}
         scene = Scene(
             splits, self.corpus, tokenizer_of(self.config), self._load,
-            before=self.config.model.path if sanitised is not None else None,
+            before=self.config.model.source if sanitised is not None else None,
             settings=settings, audit=self.config.audit, repair=self.config.repair,
         )  # fmt: skip
-        models = {ATTACKED: sanitised or self.config.model.path}
+        models = {ATTACKED: sanitised or self.config.model.source}
         if settings.gold is not None:
             models[GOLD] = settings.gold
         inputs = self.run.inputs_sha256("attack")

@@ -65,7 +65,8 @@ def _model(run: Run) -> dict[str, Any]:
     done = run.path("done", "export.json")
     exported = json.loads(done.read_text())["outputs"] if done.exists() else {}
     return {
-        "name": run.config.model.path.name,
+        "name": run.config.model.source.name,
+        "adapter": run.config.model.adapter is not None,
         "source_sha256": source["model_sha256"],
         "base_sha256": source.get("base_sha256"),
         "exported": {Path(name).name: sha for name, sha in sorted(exported.items())},
