@@ -44,7 +44,8 @@ def undisturbed(settings_file: Path, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
     """A head without CPUs, as in a real cluster, where the command runs; three nodes with room for one rank each."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # On a busy machine, ranks below everything else would not come in time.
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE_BYTES}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
