@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pandas as pd
@@ -212,11 +213,14 @@ def torch_dtype(config: Config) -> torch.dtype:
 # What one rank does
 
 
-def work(run: Run) -> bool:
-    """All stages after `prepare` that are not done yet, on this rank of the process group. False: a signal stopped the run early."""
+def work(run: Run, checkpoint_asked: Event) -> bool:
+    """All stages after `prepare` that are not done yet, on this rank of the process group. False: a signal stopped the run early.
+
+    checkpoint_asked: set, on any rank, it makes repair write a checkpoint after its step, and go on.
+    """
     distributed.start(run.config.cluster.threads, run.config.cluster.timeout_seconds)
     try:
-        worker = _Worker(run)
+        worker = _Worker(run, checkpoint_asked)
         try:
             finished = worker.work()
         finally:
@@ -231,8 +235,8 @@ def work(run: Run) -> bool:
 class _Worker:
     """One rank's model and what it needs to carry it through the stages."""
 
-    def __init__(self, run: Run) -> None:
-        self.run, self.config = run, run.config
+    def __init__(self, run: Run, checkpoint_asked: Event) -> None:
+        self.run, self.config, self.checkpoint_asked = run, run.config, checkpoint_asked
         self.first = distributed.rank() == 0
         self.metrics = Metrics(run.path("metrics.jsonl"), self.first)
         self.curves = Curves(run.path("logs"), self.config.tracking, self.first)
@@ -447,6 +451,7 @@ class _Worker:
                 states=states,
                 masking=self._masking(),
                 stop=lambda reached: at_control(reached) or self.stopping,
+                save_now=self._checkpoint_is_asked,
                 save=lambda reached: save(folder, self.engine, reached),
                 report=self._report_step,
             )  # fmt: skip
@@ -486,6 +491,12 @@ class _Worker:
 
     def _ask_to_stop(self, signum: int, frame: object) -> None:
         self.stopping = True
+
+    def _checkpoint_is_asked(self) -> bool:
+        asked = self.checkpoint_asked.is_set()
+        if asked:
+            self.checkpoint_asked.clear()
+        return asked
 
     # Export
 

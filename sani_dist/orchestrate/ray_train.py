@@ -5,7 +5,8 @@ are the same bits, SIGTERM means a checkpoint, and what a rank prints goes to `l
 whole group and starts a new one, up to `cluster.max_failures` times; its ranks go on from the done stages and the newest whole
 checkpoint of the run folder, which therefore has to lie on storage that all nodes share. With `workers: [least, most]` the new group is
 as large as the cluster allows, and a running one that could be larger is ended and started again: batches are global, and checkpoints
-are ranges of parameters, so a run goes on at any number.
+are ranges of parameters, so a run goes on at any number. When Ray has notice that a node of the group will be taken away, the ranks write
+a checkpoint after the step they are at; such an end does not count as a failure.
 
 `logs/ray-stop` asks all Ray workers to end and not to start again. It holds why: "signal" or "input".
 """
@@ -287,18 +288,29 @@ def run_rank(told: dict[str, str]) -> None:
 
 
 def _watched(folder: Path, rank: int, variables: dict[str, str], current: str, stop: Path) -> int:
-    """Exit code of the rank's process. Its standard input is a pipe from here: it ends when this process does."""
+    """Exit code of the rank's process. Its standard input is a pipe from here: it ends when this process does, and a line on it asks for
+    a checkpoint, once Ray has notice that a node of the group will be taken away."""
+    from ray.train.v2._internal.execution.context import get_train_context
+
+    # `ray.train.get_preemption_info` is a barrier of all workers, and these end at different moments. One that knows is enough.
+    notice = get_train_context().preemption_context
     with (folder / "logs" / f"rank-{rank}.log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "sani_dist.orchestrate.worker", str(folder), "--end-with-stdin"], env=variables,
+            [sys.executable, "-m", "sani_dist.orchestrate.worker", str(folder), "--follow-stdin"], env=variables,
             cwd=current if Path(current).is_dir() else None, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT,
         )  # fmt: skip
-    asked = False
+    asked = noticed = False
     try:
         while process.poll() is None:
             if not asked and stop.exists():
                 process.send_signal(signal.SIGTERM)
                 asked = True
+            if not noticed and notice.preemption_info is not None:
+                assert process.stdin is not None
+                with contextlib.suppress(BrokenPipeError):  # it has just ended
+                    process.stdin.write(b"checkpoint\n")
+                    process.stdin.flush()
+                noticed = True
             time.sleep(POLL_SECONDS)
     finally:
         if process.poll() is None:

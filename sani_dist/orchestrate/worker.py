@@ -30,13 +30,14 @@ POLL_SECONDS = 0.5
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code: 0 finished, 2 bad input, 3 failed or stopped by a signal, so that it can be resumed."""
     chosen = _parser().parse_args(arguments)
-    if chosen.end_with_stdin:
-        _end_with_stdin()
+    checkpoint_asked = threading.Event()
+    if chosen.follow_stdin:
+        _follow_stdin(checkpoint_asked)
     rank, name = os.environ.get("RANK", "0"), chosen.run
     folder: Path = name if name.is_dir() else chosen.out
     try:
         error_file(folder, rank).unlink(missing_ok=True)
-        _work(chosen, folder)
+        _work(chosen, folder, checkpoint_asked)
         return 0
     except SaniError as error:
         _leave(folder, rank, str(error))
@@ -80,23 +81,26 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--set", action="append", dest="overrides", help="with a settings file: --set repair.epochs=3")
     parser.add_argument("--preset", help="with a settings file: defaults to start from")
     parser.add_argument(
-        "--end-with-stdin", action="store_true", help="end when standard input closes: who started this rank is gone"
+        "--follow-stdin",
+        action="store_true",
+        help="a line on standard input asks for a checkpoint; its end means that who started this rank is gone: end too",
     )
     parser.add_argument("--local_rank", "--local-rank", help="given by some launchers; has to be LOCAL_RANK")
     return parser  # fmt: skip
 
 
-def _end_with_stdin() -> None:
+def _follow_stdin(checkpoint_asked: threading.Event) -> None:
     """A rank whose starter was killed must not go on: a new group may be at work in the same run folder."""
 
-    def wait() -> None:
-        sys.stdin.buffer.read()
+    def follow() -> None:
+        for _ in sys.stdin.buffer:
+            checkpoint_asked.set()
         os._exit(RunError.exit_code)
 
-    threading.Thread(target=wait, name="end-with-stdin", daemon=True).start()
+    threading.Thread(target=follow, name="follow-stdin", daemon=True).start()
 
 
-def _work(chosen: argparse.Namespace, folder: Path) -> None:
+def _work(chosen: argparse.Namespace, folder: Path, checkpoint_asked: threading.Event) -> None:
     from sani_dist import pipeline
     from sani_dist.config import load_config
     from sani_dist.engine.distributed import check_launcher
@@ -114,7 +118,7 @@ def _work(chosen: argparse.Namespace, folder: Path) -> None:
             _wait_for_prepare(folder)
     run = Run.open(folder)
     watchdog.answer(folder, int(os.environ.get("RANK", "0")))
-    finished = pipeline.work(run)
+    finished = pipeline.work(run, checkpoint_asked)
     if not finished:
         raise RunError(f"stopped by a signal after a checkpoint: `sani-dist resume {folder}` goes on from there")
     if first:

@@ -57,6 +57,7 @@ def train(
     states: States | None = None,
     masking: Masking | None = None,
     stop: Callable[[State], bool] = lambda state: False,
+    save_now: Callable[[], bool] = lambda: False,
     save: Callable[[State], object] = lambda state: None,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> State:
@@ -70,7 +71,8 @@ def train(
         states: what enters the trained layers for each row, if those below are frozen.
         masking: of a masked language model, what is hidden of each row.
         stop: asked on every rank after every step; if it is true on any, all stop after a checkpoint.
-        save: writes a checkpoint, called every `checkpoint_every` steps, at the end and on stop.
+        save_now: asked on every rank after every step; if it is true on any, a checkpoint is written.
+        save: writes a checkpoint, called every `checkpoint_every` steps, at the end, on stop and on `save_now`.
 
     Raises:
         RunError: loss, gradient or a weight is not finite. On all ranks, and before a checkpoint: the last one is whole and good.
@@ -103,22 +105,18 @@ def train(
         norm = float(engine.ds.get_global_grad_norm())
         _refuse("the gradient", not math.isfinite(norm) or norm < 0, state)
         state = replace(state, step=state.step + 1, tokens=state.tokens + learnable)
-        wants_stop = torch.tensor([float(stop(state)), 0.0], dtype=torch.float64)
-        wants_stop[1] = loss
-        shared = distributed.sum_over_ranks(wants_stop.to(engine.device)).cpu()
-        state = replace(state, loss=float(shared[1]))
+        own = torch.tensor([float(stop(state)), float(save_now()), float(loss)], dtype=torch.float64)
+        stops, saves, total_loss = distributed.sum_over_ranks(own.to(engine.device)).tolist()
+        state = replace(state, loss=total_loss)
         seconds = time.perf_counter() - started
         tokens = len(micro_batches) * settings.micro_rows * texts[0].row_length * distributed.world_size()
-        report(
-            Progress(
-                state.step, schedule.steps, float(shared[1]), rate, learnable, tokens / seconds, learnable / seconds
-            )
-        )
-        if shared[0] > 0 or state.step % settings.checkpoint_every == 0 or state.step == schedule.steps:
+        report(Progress(state.step, schedule.steps, total_loss, rate, learnable, tokens / seconds, learnable / seconds))
+        regular = state.step % settings.checkpoint_every == 0 or state.step == schedule.steps
+        if regular or stops or saves:
             _refuse("a weight", not _masters_are_finite(engine), state, "after")
             save(state)
             saved = state.step
-        if shared[0] > 0:
+        if stops:
             break
     assert saved == state.step
     return state

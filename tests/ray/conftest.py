@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +16,10 @@ from sani_dist.config import Config, config_to_mapping
 from sani_dist.files import file_sha256
 from sani_dist.orchestrate.local import free_port
 
+from .. import tiny
 from .started import ROOT, STORE_BYTES, finished, started
+
+NOTES_OF_A_LONG_RUN = 200
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +44,18 @@ def undisturbed(settings_file: Path, tmp_path_factory: pytest.TempPathFactory) -
     ]
     finished(started([*launch, str(settings_file), "--out", str(folder / "run")], folder / "log"), folder / "log")
     return exported(folder / "run")
+
+
+@pytest.fixture
+def long_run(make_config: Callable[..., Config], tmp_path: Path) -> Config:
+    """Steps of many small micro-batches: a group has to be lost, found and found again before they are over."""
+    draw, notes = random.Random(3), tmp_path / "notes.jsonl"
+    lines = [tiny.note(draw, i % 5, tiny.CANARY_PEOPLE, tiny.CANARY_NUMBERS) for i in range(NOTES_OF_A_LONG_RUN)]
+    notes.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return make_config(
+        model={"dtype": "float32"}, corpus={"source": str(notes)}, audit={"metrics": []}, erase={"select": "random"},
+        repair={"epochs": 16, "batch_rows": 64, "micro_rows": 1, "learning_rate": 1e-4, "checkpoint_every": 2},
+    )  # fmt: skip
 
 
 @pytest.fixture

@@ -71,7 +71,7 @@ def wait_until(reached: Callable[[], bool], process: subprocess.Popen[bytes], lo
 def ranks_of(folder: Path) -> list[psutil.Process]:
     """The processes of the ranks at work in a run folder."""
     return [
-        p for p in psutil.process_iter(["cmdline"]) if {str(folder), "--end-with-stdin"} <= set(p.info["cmdline"] or [])
+        p for p in psutil.process_iter(["cmdline"]) if {str(folder), "--follow-stdin"} <= set(p.info["cmdline"] or [])
     ]
 
 

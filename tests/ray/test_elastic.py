@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,25 +16,11 @@ from safetensors.torch import load_file
 import sani_dist
 from sani_dist.config import Config, config_to_mapping
 
-from .. import tiny
 from .started import STORE_BYTES, finished, node_of, ranks_of, repaired_steps, sani_dist_run, started, wait_until
 
-NOTES = 200
 # Ray first waits for a group of the old size; its own minute is made shorter.
 SHORT = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "12"}
 EARLY = 4
-
-
-@pytest.fixture
-def long_run(make_config: Callable[..., Config], tmp_path: Path) -> Config:
-    """Steps of many small micro-batches: a group has to be lost, found and found again before they are over."""
-    draw, notes = random.Random(3), tmp_path / "notes.jsonl"
-    lines = [tiny.note(draw, i % 5, tiny.CANARY_PEOPLE, tiny.CANARY_NUMBERS) for i in range(NOTES)]
-    notes.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return make_config(
-        model={"dtype": "float32"}, corpus={"source": str(notes)}, audit={"metrics": []}, erase={"select": "random"},
-        repair={"epochs": 16, "batch_rows": 64, "micro_rows": 1, "learning_rate": 1e-4, "checkpoint_every": 2},
-    )  # fmt: skip
 
 
 @pytest.mark.slow
