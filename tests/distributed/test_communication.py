@@ -29,7 +29,7 @@ def tokens(corpus: dict[str, str], tiny_tokenizer: Any, tmp_path_factory: pytest
     return folder / "tokens" / "epoch-000"
 
 
-@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("workers", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_a_step_communicates_what_the_formula_says(
     tokens: Path, llama_folder: Path, threshold_0: Path, tmp_path: Path, workers: int
 ) -> None:

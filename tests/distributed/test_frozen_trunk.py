@@ -111,6 +111,7 @@ def test_a_resumed_run_reads_the_states_of_the_stopped_one(
     np.testing.assert_allclose(np.load(folder / "scores.npy"), np.load(kept / "scores.npy"), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_whole_run_keeps_the_states_until_it_has_trained(
     make_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -99,6 +99,7 @@ def test_a_launcher_gives_the_weights_of_sani_dist_run(
     assert log.read_text().count(f"sanitised model: {run.path('model')}\n") == 1
 
 
+@pytest.mark.slow
 def test_the_same_command_goes_on_after_a_termination(finished_run: Run, settings_file: Path, tmp_path: Path) -> None:
     """SIGTERM to torchrun in the middle of repair, as when a cluster takes its machine back."""
     folder, log = tmp_path / "run", tmp_path / "log"
@@ -122,6 +123,7 @@ def test_the_same_command_goes_on_after_a_termination(finished_run: Run, setting
     assert run.pending() == []
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_checkpoint(settings_file: Path, tmp_path: Path) -> None:
     """A terminal sends SIGINT to the command and to its ranks alike."""
     folder, log = tmp_path / "run", tmp_path / "log"

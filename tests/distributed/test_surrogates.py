@@ -20,6 +20,7 @@ def losses(run: Run) -> list[float]:
     return [event["loss"] for event in events if event["stage"] == "repair"]
 
 
+@pytest.mark.slow
 def test_every_world_size_takes_the_text_of_each_epoch(make_config: Callable[..., Config], tmp_path: Path) -> None:
     objectives = {"surrogate": "en_US", "unlikelihood": 0.5, "floor": 0.002}
     repair = {"epochs": 2, "objectives": objectives, "checkpoint_every": 100}

@@ -54,7 +54,7 @@ def test_looking_after_each_epoch_changes_no_bit(make_config: Callable[..., Conf
     assert hashes[0] == hashes[1]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_ends_after_the_first_epoch_at_the_control(
     make_config: Callable[..., Config], tmp_path: Path, workers: int
 ) -> None:

@@ -51,7 +51,11 @@ def test_without_ray_the_line_says_how_to_install_it(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("cluster.gpus_per_worker=64", "cluster.gpus_per_worker: this machine has fewer GPUs than the workers ask for"),
+        pytest.param(
+            "cluster.gpus_per_worker=64",
+            "cluster.gpus_per_worker: this machine has fewer GPUs than the workers ask for",
+            marks=pytest.mark.slow,
+        ),
         ("cluster.address=127.0.0.1:1", "cluster.address: nothing answers at 127.0.0.1:1"),
     ],
 )
