@@ -115,9 +115,7 @@ def seconds(shape: ModelShape, zero: DeepSpeedZeroConfig, job: Job) -> tuple[flo
     """Of one step: communication wholly behind computing, and wholly beside it."""
     gpu, size = job.gpu, shape.dtype.itemsize
     batches = math.ceil(job.batch_rows / (shape.micro_rows * job.gpus))
-    # Forward, and twice as much backward: a multiplication and an addition of each parameter, and attention over the row.
-    per_token = 6 * shape.multiplied + 12 * shape.layers * shape.hidden * shape.row_length
-    computing = batches * shape.tokens * per_token / (MATRIX_SHARE * gpu.flops)
+    computing = batches * shape.tokens * training_flops(shape) / (MATRIX_SHARE * gpu.flops)
     every = size * shape.parameters * (job.gpus - 1) / job.gpus / LINK_SHARE
     inside = every / gpu.node_link
     # What enters a node comes through all of its network cards.
@@ -132,6 +130,11 @@ def seconds(shape: ModelShape, zero: DeepSpeedZeroConfig, job: Job) -> tuple[flo
         moved += batches * size * owned / (LINK_SHARE * gpu.host_link)
         moved += OPTIMIZER_BYTES * owned * min(job.gpus, gpu.per_node) / (LINK_SHARE * HOST_BYTES_PER_SECOND)
     return max(computing, talking) + moved, computing + talking + moved
+
+
+def training_flops(shape: ModelShape) -> int:
+    """Of one token: forward, and twice as much backward; a multiplication and an addition of each parameter, and attention over the row."""
+    return 6 * shape.multiplied + 12 * shape.layers * shape.hidden * shape.row_length
 
 
 def _device(offload: Any) -> str:

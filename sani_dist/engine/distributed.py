@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import sys
 import warnings
 from collections.abc import Mapping
 from datetime import timedelta
@@ -105,6 +107,13 @@ def barrier() -> None:
 
 def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def peak_memory_bytes() -> int:
+    """Most that this process has held until now: what torch allocated on its GPU; without one, what was resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:

@@ -353,10 +353,17 @@ class Engine:
         freeze_base(self.model)
 
     def for_training(self, settings: RepairSettings) -> None:
-        """Build masters and moments from the shards as they are now. Gradient accumulation follows from `batch_rows`."""
+        """Build masters and moments from the shards as they are now. Gradient accumulation follows from `batch_rows`.
+
+        Raises InputError when the model has no activation checkpointing and the settings ask for it.
+        """
         import deepspeed
 
         self.close()
+        if settings.activation_checkpointing:
+            if not self.model.supports_gradient_checkpointing:
+                raise InputError(f"repair.activation_checkpointing: {type(self.model).__name__} has none; leave it out")
+            self.model.activation_checkpointing_enable()
         self.accumulation = -(-settings.batch_rows // (settings.micro_rows * distributed.world_size()))
         config = dict(self.ds_config)
         config["train_micro_batch_size_per_gpu"] = settings.micro_rows

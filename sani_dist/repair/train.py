@@ -36,7 +36,7 @@ from sani_dist.repair.states import Place, States
 
 @dataclass(frozen=True)
 class Progress:
-    """What one step reports."""
+    """What one step reports: of all ranks together, but for the memory, which is that of the rank that reports."""
 
     step: int
     steps: int
@@ -45,6 +45,8 @@ class Progress:
     learnable_tokens: int
     tokens_per_second: float
     learnable_tokens_per_second: float
+    ranks: int
+    peak_memory_bytes: int
 
 
 def train(
@@ -86,7 +88,9 @@ def train(
         rate = schedule.learning_rate(state.step)
         for group in engine.ds.optimizer.param_groups:
             group["lr"] = rate
-        loss = torch.zeros((), dtype=torch.float64)
+        loss = torch.zeros(
+            (), dtype=torch.float64, device=engine.device
+        )  # there: reading it would wait for each micro-batch
         for number, places in enumerate(micro_batches):
             before = state.step * settings.batch_rows + _first(number, settings.micro_rows)
             batch = _batch(places, settings.micro_rows, texts[0].row_length, masking, before)
@@ -96,7 +100,7 @@ def train(
             normalizer = max(1, learnable) / (distributed.world_size() * engine.accumulation)
             compute = partial(_loss, index, target, role, objectives, normalizer)
             scaled = engine.ds(inputs.to(engine.device), batch.position.to(engine.device), compute)
-            loss += scaled.detach().double().cpu() / (distributed.world_size() * engine.accumulation)
+            loss += scaled.detach().double() / (distributed.world_size() * engine.accumulation)
             engine.ds.backward(scaled)
             if engine.ds.is_gradient_accumulation_boundary():
                 _refuse("the loss", not math.isfinite(float(loss)), state)
@@ -110,7 +114,12 @@ def train(
         state = replace(state, loss=total_loss)
         seconds = time.perf_counter() - started
         tokens = len(micro_batches) * settings.micro_rows * texts[0].row_length * distributed.world_size()
-        report(Progress(state.step, schedule.steps, total_loss, rate, learnable, tokens / seconds, learnable / seconds))
+        report(
+            Progress(
+                state.step, schedule.steps, total_loss, rate, learnable, tokens / seconds, learnable / seconds,
+                distributed.world_size(), distributed.peak_memory_bytes(),
+            )
+        )  # fmt: skip
         regular = state.step % settings.checkpoint_every == 0 or state.step == schedule.steps
         if regular or stops or saves:
             _refuse("a weight", not _masters_are_finite(engine), state, "after")

@@ -55,7 +55,7 @@ def train(tokens: Path, gpt2_folder: Path, threshold_0: Path) -> Train:
 
     def on_ranks(workers: int, folder: Path, *cases: dict[str, Any]) -> None:
         run_ranks(
-            workers, "train_the_last_layer", folder, cases=[{"kept": True, "stop": None, **case} for case in cases],
+            workers, "train_the_last_layer", folder, cases=[{"kept": True, "stop": None, "checkpointing": False, **case} for case in cases],
             model=str(gpt2_folder), ds_config=str(threshold_0), tokens=str(tokens), repair=REPAIR,
         )  # fmt: skip
 
@@ -64,9 +64,10 @@ def train(tokens: Path, gpt2_folder: Path, threshold_0: Path) -> Train:
 
 @pytest.fixture(scope="module")
 def trained(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """On two ranks: kept; with the trunk in every step; stopped in the second epoch."""
+    """On two ranks: kept; with the trunk in every step; with layers run again in backward; stopped in the second epoch."""
     folder = tmp_path_factory.mktemp("trunk")
-    train(2, folder, {"name": "kept"}, {"name": "run", "kept": False}, {"name": "stopped", "stop": 6})
+    again = {"name": "again", "checkpointing": True}
+    train(2, folder, {"name": "kept"}, {"name": "run", "kept": False}, again, {"name": "stopped", "stop": 6})
     return folder
 
 
@@ -85,8 +86,10 @@ def test_only_the_last_layer_changes(kept: Path, gpt2_folder: Path) -> None:
     assert changed == {name for name in source if name.startswith("transformer.h.1.")}
 
 
-def test_the_weights_are_those_of_running_the_trunk_in_every_step(trained: Path, kept: Path) -> None:
-    for name, values in weights(trained / "run").items():
+@pytest.mark.parametrize("way", ["run", "again"])
+def test_the_weights_are_those_of_running_layers_once_more(trained: Path, kept: Path, way: str) -> None:
+    """Of the trunk in every step; of the trained layers in backward."""
+    for name, values in weights(trained / way).items():
         torch.testing.assert_close(weights(kept)[name], values, rtol=1e-4, atol=1e-5)
 
 

@@ -159,10 +159,10 @@ def test_the_gradient_is_that_of_the_mean_over_the_global_batch(
     or made again. The reference is one process, whole documents, plain autograd."""
     model_folder = {"llama": llama_folder, "gpt2": gpt2_folder}[architecture]
     objectives = {"mask": {}, "plain": {"plain": True}, "unlikelihood": {"unlikelihood": 1}, "floor": FLOOR}
-    repair = {**REPAIR, "objectives": objectives[objective]}
+    repair = {**REPAIR, "objectives": objectives[objective], "activation_checkpointing": checkpointing}
     run_ranks(
         workers, "first_step_gradient", tmp_path,
-        model=str(model_folder), ds_config=str(threshold_0), tokens=str(tokens), repair=repair, checkpointing=checkpointing,
+        model=str(model_folder), ds_config=str(threshold_0), tokens=str(tokens), repair=repair,
     )  # fmt: skip
     rows, general = (PackedRows(tokens / f"{name}.arrow") for name in ("repair", "general_train"))
     own, retained = Schedule(RepairSettings.model_validate(repair), [rows, rows], general).batch(0)

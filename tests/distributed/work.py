@@ -210,15 +210,11 @@ def _bytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
-def first_step_gradient(
-    folder: Path, *, model: str, ds_config: str, tokens: str, repair: dict[str, Any], checkpointing: bool
-) -> None:
+def first_step_gradient(folder: Path, *, model: str, ds_config: str, tokens: str, repair: dict[str, Any]) -> None:
     """One step in fp32; its first moments, which are (1 - beta1) times the gradient, are left in a checkpoint."""
     settings = RepairSettings.model_validate(repair)
     config = read_ds_config(Path(ds_config), torch.float32)
     engine = Engine(load_sharded(Path(model), config, torch.float32), config)
-    if checkpointing:
-        engine.model.gradient_checkpointing_enable()
     engine.for_training(settings)
     rows = {name: PackedRows(Path(tokens) / f"{name}.arrow") for name in ("repair", "general_train")}
     reports = []
@@ -288,7 +284,8 @@ def _write_scores(path: Path, before: Any, after: Any) -> None:
 def train_the_last_layer(
     folder: Path, *, cases: list[dict[str, Any]], model: str, ds_config: str, tokens: str, repair: dict[str, Any]
 ) -> None:
-    """Each case: `kept` computes the trunk once for each row, else in every step; it stops after step `stop`, or goes on from there."""
+    """Each case: `kept` computes the trunk once for each row, else in every step; it stops after step `stop`, or goes on from there;
+    `checkpointing`: of activations."""
     for case in cases:
         _train_the_last_layer(folder / case["name"], case, Path(model), Path(ds_config), Path(tokens), repair)
 
@@ -296,7 +293,7 @@ def train_the_last_layer(
 def _train_the_last_layer(
     folder: Path, case: dict[str, Any], model: Path, ds_config: Path, tokens: Path, repair: dict[str, Any]
 ) -> None:
-    settings = RepairSettings.model_validate(repair)
+    settings = RepairSettings.model_validate({**repair, "activation_checkpointing": case["checkpointing"]})
     config = read_ds_config(ds_config, torch.float32)
     engine = Engine(load_sharded(model, config, torch.float32), config)
     engine.freeze_trunk(1)
