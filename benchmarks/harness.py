@@ -75,11 +75,12 @@ class Claim:
 class Recorder:
     """Collects the rows of one run and appends them to `results/<name>.csv` in one go: a run that fails leaves no rows."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, device: str | None = None) -> None:
+        """`device`: what was measured on, if not this machine."""
         self.path = RESULTS / f"{name}.csv"
         self.rows: list[Row] = []
         self._constant = {
-            "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), "commit": _commit(), "device": _device(),
+            "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), "commit": _commit(), "device": device or _device(),
             "torch": version("torch"), "deepspeed": version("deepspeed"), "transformers": version("transformers"),
         }  # fmt: skip
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import audit
+import cluster
 import erase
 import frozen_trunk
 import harness
@@ -26,6 +27,7 @@ BENCHMARKS = {
     "frozen_trunk": frozen_trunk,
     "scaling": scaling,
     "audit": audit,
+    cluster.NAME: cluster,
 }
 PAGE = Path(__file__).parent / "README.md"
 INTRODUCTION = """# Benchmarks

@@ -54,7 +54,7 @@ def test_a_run_leaves_its_curves(finished_run: Run) -> None:
     found = scalars(finished_run.path("logs"))
     lines = [json.loads(line) for line in finished_run.path("metrics.jsonl").read_text().splitlines()]
     steps = {line["done"]: line for line in lines if line["stage"] == "repair"}
-    for name in ("loss", "learning_rate", "tokens_per_second", "learnable_tokens_per_second"):
+    for name in ("loss", "learning_rate", "tokens_per_second", "learnable_tokens_per_second", "peak_memory_bytes"):
         assert found[f"repair/{name}"] == pytest.approx({n: line[name] for n, line in steps.items()}, rel=1e-6)
     for when, step in (("before", 0), ("after", 1)):
         measured = json.loads(finished_run.path("audit", f"{when}.json").read_text())["measurements"]
