@@ -181,10 +181,20 @@ class EraseSettings(Settings):
 
     layers: Annotated[int, Field(ge=0)] = Field(1, description="how many of the last layers; 0 erases nothing")
     fraction: Annotated[float, Field(gt=0, le=1)] = Field(0.5, description="share of their units that is reset")
+    budget: Literal["per_layer", "global"] = Field(
+        "per_layer",
+        description="the share is of each layer; global: of all these layers together, the highest scores wherever they are",
+    )
     select: Literal["random", "attribution"] = "random"
     reset: Literal["init", "zero", "base"] = "init"
     units: Literal["mlp", "heads", "both"] = Field("mlp", description="neurons of the MLPs, attention heads, or both")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> EraseSettings:
+        if self.budget == "global" and self.select == "random":
+            raise ValueError("`budget: global` goes by scores; `select: random` has none")
+        return self
 
 
 class Objectives(Settings):

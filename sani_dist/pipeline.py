@@ -30,7 +30,7 @@ from sani_dist.audit.masked import audit_masked
 from sani_dist.audit.measure import audit, reference_scores
 from sani_dist.audit.scores import TokenScores
 from sani_dist.audit.spans import Corpus
-from sani_dist.config import Config, ModelSettings
+from sani_dist.config import Config, EraseSettings, ModelSettings
 from sani_dist.corpus import PackedRows
 from sani_dist.corpus import prepare as prepare_corpus
 from sani_dist.corpus.masking import HiddenRows, Masking, every_token
@@ -53,8 +53,8 @@ from sani_dist.engine.zero3 import (
     read_ds_config,
     read_model_config,
 )
-from sani_dist.erase import Plan, apply, select, share
-from sani_dist.erase.structure import Kind, Units, last_units
+from sani_dist.erase import Plan, apply, contests, select, share
+from sani_dist.erase.structure import Units, last_units
 from sani_dist.errors import InputError
 from sani_dist.files import file_sha256
 from sani_dist.metrics import Metrics
@@ -109,8 +109,8 @@ def check(config: Config) -> dict[str, Any]:
         "architecture": type(model).__name__,
         "parameters": parameters,
         "layers": model.config.num_hidden_layers,
-        "neurons_reset": _reset_count(units, "mlp", config.erase.fraction),
-        "heads_reset": _reset_count(units, "head", config.erase.fraction),
+        "neurons_reset": _reset_count([group for group in units if group.kind == "mlp"], config.erase),
+        "heads_reset": _reset_count([group for group in units if group.kind == "head"], config.erase),
         "streamed": layout is not None,
         "model_bytes": parameters * dtype.itemsize,
         # Two checkpoints of masters and two moments in fp32, and the exported model.
@@ -140,8 +140,9 @@ def _check_masked(config: Config, model: PreTrainedModel, tokenizer: PreTrainedT
         )
 
 
-def _reset_count(units: list[Units], kind: Kind, fraction: float) -> int:
-    return sum(share(fraction, group.count) for group in units if group.kind == kind)
+def _reset_count(units: list[Units], settings: EraseSettings) -> int:
+    found = (sum(units[number].count for number in numbers) for numbers in contests(units, settings))
+    return sum(share(settings.fraction, count) for count in found)
 
 
 def _check_other(

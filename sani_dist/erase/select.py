@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -41,12 +41,10 @@ def select(
     `sensitive`: rows whose sensitive tokens are the memory to be erased. `ordinary`: rows whose learnable tokens must not suffer,
     general text where the user gave some. Both are read only for `select: attribution`.
     """
+    plan = partial(Plan, source_sha256, settings.seed, settings.select, settings.reset)
     groups = last_units(engine.model, settings.layers, settings.units) if settings.layers else []
-    if not groups:
-        return Plan(source_sha256, settings.seed, settings.select, settings.reset, ())
-    if settings.select == "random":
-        drawn = tuple(Unit(g.layer, g.kind, _random_ids(g, settings)) for g in groups)
-        return Plan(source_sha256, settings.seed, settings.select, settings.reset, drawn)
+    if not groups or settings.select == "random":
+        return plan(tuple(Unit(g.layer, g.kind, _random_ids(g, settings)) for g in groups))
     compared = min(len(ordinary), max(len(sensitive), ORDINARY_ROWS))
     total = len(sensitive) + compared
     memory = attribution(
@@ -55,13 +53,24 @@ def select(
     usual = attribution(
         engine, ordinary, compared, LEARN, groups, micro_rows, lambda done: report(len(sensitive) + done, total)
     )
-    chosen, summary = [], []
-    for group, sensitive_flow, usual_flow in zip(groups, memory, usual, strict=True):
-        score = _normalised(sensitive_flow) / _normalised(usual_flow).clamp(min=1e-12)
-        ids = _top_ids(score, share(settings.fraction, group.count))
-        chosen.append(Unit(group.layer, group.kind, ids))
-        summary.append(_summary(group, score, ids))
-    return Plan(source_sha256, settings.seed, settings.select, settings.reset, tuple(chosen), tuple(summary))
+    shares = zip(_shares(memory, groups), _shares(usual, groups), strict=True)
+    scores = [of_memory / of_usual.clamp(min=1e-12) for of_memory, of_usual in shares]
+    chosen: list[tuple[int, ...]] = [()] * len(groups)
+    for numbers in contests(groups, settings):
+        count = share(settings.fraction, sum(groups[n].count for n in numbers))
+        for number, ids in zip(numbers, _highest([scores[n] for n in numbers], count), strict=True):
+            chosen[number] = ids
+    units = tuple(Unit(g.layer, g.kind, ids) for g, ids in zip(groups, chosen, strict=True) if ids)
+    return plan(units, tuple(map(_summary, groups, scores, chosen)))
+
+
+def contests(groups: Sequence[Units], settings: EraseSettings) -> list[list[int]]:
+    """Numbers of the groups whose units share one budget: each alone, or all of one kind. Neurons and heads never compete: there are a
+    hundred times as many of the ones."""
+    if settings.budget == "per_layer":
+        return [[number] for number in range(len(groups))]
+    kinds = dict.fromkeys(group.kind for group in groups)
+    return [[number for number, group in enumerate(groups) if group.kind == kind] for kind in kinds]
 
 
 def share(fraction: float, count: int) -> int:
@@ -126,22 +135,24 @@ def _random_ids(group: Units, settings: EraseSettings) -> tuple[int, ...]:
     return tuple(sorted(order[: share(settings.fraction, group.count)].tolist()))
 
 
-def _normalised(scores: torch.Tensor) -> torch.Tensor:
-    """Shares of the group's sum: layers differ in scale by orders of magnitude."""
-    return scores / scores.sum().clamp(min=1e-300)
+def _shares(flows: Sequence[torch.Tensor], groups: Sequence[Units]) -> list[torch.Tensor]:
+    """Shares of what flows through all units of a kind, so that texts of any length and loss compare, and layers still do."""
+    whole = {group.kind: 1e-300 for group in groups}
+    for flow, group in zip(flows, groups, strict=True):
+        whole[group.kind] += float(flow.sum())
+    return [flow / whole[group.kind] for flow, group in zip(flows, groups, strict=True)]
 
 
-def _top_ids(score: torch.Tensor, count: int) -> tuple[int, ...]:
-    """The `count` highest scores; equal scores in the order of their ids (the sort is stable)."""
-    order = torch.sort(score, descending=True, stable=True).indices
-    return tuple(sorted(order[:count].tolist()))
+def _highest(scores: Sequence[torch.Tensor], count: int) -> list[tuple[int, ...]]:
+    """Ids of the `count` highest scores of all, for each tensor. Of equal ones: those of the first tensor, the lowest ids (stable sort)."""
+    order = torch.sort(torch.cat(list(scores)), descending=True, stable=True).indices
+    is_chosen = torch.zeros(len(order), dtype=torch.bool)
+    is_chosen[order[:count]] = True
+    parts = is_chosen.split([len(score) for score in scores])
+    return [tuple(part.nonzero().flatten().tolist()) for part in parts]
 
 
 def _summary(group: Units, score: torch.Tensor, ids: tuple[int, ...]) -> dict[str, float]:
-    chosen = score[list(ids)]
-    return {
-        "layer": group.layer,
-        "median": float(score.median()),
-        "lowest_chosen": float(chosen.min()),
-        "highest": float(score.max()),
-    }
+    """`lowest_chosen`: only where any is."""
+    lowest = {"lowest_chosen": float(score[list(ids)].min())} if ids else {}
+    return {"layer": group.layer, "median": float(score.median()), **lowest, "highest": float(score.max())}

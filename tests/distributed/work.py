@@ -61,8 +61,12 @@ def _carry(
     engine.for_inference()
     before = score(engine, rows["repair"], micro_rows=2)
     settings = EraseSettings.model_validate(case["erase"])
-    plan = select(engine, rows["repair"], rows["general_train"], settings, source_sha256="source")
+    chosen = partial(select, engine, rows["repair"], rows["general_train"], source_sha256="source")
+    plan = chosen(settings)
     _write(folder / "plan.json", plan.write)
+    for name, changes in case["others"].items():
+        other = chosen(EraseSettings.model_validate({**case["erase"], **changes}))
+        _write(folder / f"plan-{name}.json", other.write)
     apply(local_shards(engine.model), last_units(engine.model, settings.layers, settings.units), plan)
     erased = {live.shard.name: live.values.clone() for live in local_shards(engine.model)}
     after = score(engine, rows["repair"], micro_rows=2)
