@@ -185,7 +185,16 @@ class EraseSettings(Settings):
         "per_layer",
         description="the share is of each layer; global: of all these layers together, the highest scores wherever they are",
     )
-    select: Literal["random", "attribution"] = "random"
+    select: Literal["random", "attribution", "integrated_gradients"] = Field(
+        "random",
+        description="attribution: those through which most flows to sensitive tokens; integrated_gradients: the same while they are turned "
+        "up from nothing, which takes as many passes as there are layers and steps",
+    )
+    relative_to: Literal["general", "ordinary", "both"] = Field(
+        "general",
+        description="text whose tokens must not suffer: general text where there is any, the ordinary tokens of the corpus, or both",
+    )
+    integration_steps: Annotated[int, Field(ge=2)] = Field(5, description="of select: integrated_gradients")
     reset: Literal["init", "zero", "base"] = "init"
     units: Literal["mlp", "heads", "both"] = Field("mlp", description="neurons of the MLPs, attention heads, or both")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0

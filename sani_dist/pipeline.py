@@ -365,18 +365,19 @@ class _Worker:
     # Erase
 
     def _select(self) -> None:
-        repair, general = self._needed_rows("repair"), self._rows("general_train")
-        usual = general if general is not None and len(general) else repair
+        settings, repair, general = self.config.erase, self._needed_rows("repair"), self._rows("general_train")
+        texts = {"general": [general], "ordinary": [repair], "both": [repair, general]}[settings.relative_to]
+        usual = [rows for rows in texts if rows is not None and len(rows)] or [repair]
         sensitive: Rows = repair
-        ordinary: Rows = usual
+        ordinary: Sequence[Rows] = usual
         if self.engine.masked:
             mask = _mask_token(tokenizer_of(self.config))
             sensitive = HiddenRows(repair, every_token(repair, SENSITIVE, parts=1), mask)
-            ordinary = HiddenRows(usual, every_token(usual, LEARN), mask)
-        if self.config.erase.layers and self.config.erase.select == "attribution" and self.engine.ds is None:
+            ordinary = [HiddenRows(rows, every_token(rows, LEARN), mask) for rows in usual]
+        if settings.layers and settings.select != "random" and self.engine.ds is None:
             self.engine.for_inference()
         plan = select(
-            self.engine, sensitive, ordinary, self.config.erase, source_sha256=self.source["model_sha256"],
+            self.engine, sensitive, ordinary, settings, source_sha256=self.source["model_sha256"],
             report=lambda done, total: self.metrics.progress("erase", done, total, "rows"),
         )  # fmt: skip
         path = self.run.path("erase", "plan.json")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
 import torch
 
 from sani_dist.config import EraseSettings
-from sani_dist.corpus.rows import LEARN, SENSITIVE, Rows, empty_batch, targets
+from sani_dist.corpus.rows import LEARN, SENSITIVE, Batch, Rows, empty_batch, targets
 from sani_dist.engine import distributed
 from sani_dist.engine.rounds import rounds
 from sani_dist.engine.zero3 import Engine
@@ -29,7 +29,7 @@ HEAD_STREAMS = 2**32
 def select(
     engine: Engine,
     sensitive: Rows,
-    ordinary: Rows,
+    ordinary: Sequence[Rows],
     settings: EraseSettings,
     *,
     source_sha256: str,
@@ -38,23 +38,23 @@ def select(
 ) -> Plan:
     """The plan of a run. All ranks call it and get the same plan, at every world size.
 
-    `sensitive`: rows whose sensitive tokens are the memory to be erased. `ordinary`: rows whose learnable tokens must not suffer,
-    general text where the user gave some. Both are read only for `select: attribution`.
+    `sensitive`: rows whose sensitive tokens are the memory to be erased. `ordinary`: texts whose learnable tokens must not suffer, each as
+    important as the others. None is read for `select: random`.
     """
     plan = partial(Plan, source_sha256, settings.seed, settings.select, settings.reset)
     groups = last_units(engine.model, settings.layers, settings.units) if settings.layers else []
     if not groups or settings.select == "random":
         return plan(tuple(Unit(g.layer, g.kind, _random_ids(g, settings)) for g in groups))
-    compared = min(len(ordinary), max(len(sensitive), ORDINARY_ROWS))
-    total = len(sensitive) + compared
-    memory = attribution(
-        engine, sensitive, len(sensitive), SENSITIVE, groups, micro_rows, lambda done: report(done, total)
-    )
-    usual = attribution(
-        engine, ordinary, compared, LEARN, groups, micro_rows, lambda done: report(len(sensitive) + done, total)
-    )
-    shares = zip(_shares(memory, groups), _shares(usual, groups), strict=True)
-    scores = [of_memory / of_usual.clamp(min=1e-12) for of_memory, of_usual in shares]
+    texts = [(sensitive, len(sensitive), SENSITIVE)]
+    texts += [(rows, min(len(rows), max(len(sensitive), ORDINARY_ROWS)), LEARN) for rows in ordinary]
+    points = _points(settings.integration_steps) if settings.select == "integrated_gradients" else [(1.0, 1.0)]
+    found, before, total = [], 0, sum(count for _, count, _ in texts)
+    for rows, count, role in texts:
+        at = partial(_from, report, before, total)
+        found.append(_shares(attribution(engine, rows, count, role, groups, micro_rows, at, points), groups))
+        before += count
+    memory, usual = found[0], [torch.stack(flow).mean(dim=0) for flow in zip(*found[1:], strict=True)]
+    scores = [of_memory / of_usual.clamp(min=1e-12) for of_memory, of_usual in zip(memory, usual, strict=True)]
     chosen: list[tuple[int, ...]] = [()] * len(groups)
     for numbers in contests(groups, settings):
         count = share(settings.fraction, sum(groups[n].count for n in numbers))
@@ -86,39 +86,67 @@ def attribution(
     groups: list[Units],
     micro_rows: int,
     report: Callable[[int], None],
+    points: Sequence[tuple[float, float]] = ((1.0, 1.0),),
 ) -> list[torch.Tensor]:
     """Sum over the tokens of the first `count` rows of |activation x d loss / d activation|: float64 [units] for each group.
 
     The loss is -log p summed over the tokens of `role`. One micro-batch is scored in the same way on whichever rank it falls, and
     the sums are added in row order in float64, so the result does not depend on the world size.
+
+    `points`: (scale, weight), where the slope is taken while a group's activations are turned down, and how much it counts. At scale 1
+    alone all groups are seen in one forward and backward pass. Any other points are integrated gradients (Sundararajan et al.,
+    arXiv 1703.01365), the path from 0 to a neuron's own activation as in Dai et al. (arXiv 2104.08696): the groups take turns, since
+    what is above one has to see the others as they are. That costs points x groups passes, each of which gathers what the one
+    pass does, a layer at a time, and holds no more activations.
     """
     sizes = [group.count for group in groups]
     total = torch.zeros(sum(sizes), dtype=torch.float64)
-    with watched(groups) as seen:
-        for mine, dealt in rounds(count, micro_rows):
-            batch = rows.batch(mine) if mine else empty_batch(micro_rows, rows.row_length)
-            index, target, _, _ = targets(batch, roles=(role,))
-            loss = engine.forward(batch.input_ids, batch.position, partial(_summed_loss, index, target))
-            parts = [(group, part) for group, found in zip(groups, seen, strict=True) for part in found]
-            gradients = torch.autograd.grad(loss, [part.activations for _, part in parts])
-            scores = torch.zeros(total.shape, dtype=torch.float64, device=engine.device)
-            of_group = dict(zip(map(id, groups), torch.split(scores, sizes), strict=True))
-            for (group, part), gradient in zip(parts, gradients, strict=True):
-                flow = _flow(part.activations, gradient, group.width)
-                of_group[id(group)][part.first : part.first + len(flow)] += flow
-            for found in seen:
-                found.clear()
-            for gathered, items in zip(distributed.gather_in_rank_order(scores), dealt, strict=True):
-                if items:
-                    total += gathered.cpu()
-            report(dealt[-1].stop)
+    turns = [groups] if len(points) == 1 else [[group] for group in groups]
+    for mine, dealt in rounds(count, micro_rows):
+        batch = rows.batch(mine) if mine else empty_batch(micro_rows, rows.row_length)
+        index, target, _, _ = targets(batch, roles=(role,))
+        compute = partial(_summed_loss, index, target)
+        scores = torch.zeros(total.shape, dtype=torch.float64, device=engine.device)
+        of_group = dict(zip(map(id, groups), torch.split(scores, sizes), strict=True))
+        for turn in turns:
+            for group, first, flow in flows(engine, batch, compute, turn, points):
+                # Over all tokens, and the `width` values of each unit.
+                of_units = flow.abs().flatten(0, -2).double().sum(dim=0).view(-1, group.width).sum(dim=1)
+                of_group[id(group)][first : first + len(of_units)] += of_units
+        for gathered, items in zip(distributed.gather_in_rank_order(scores), dealt, strict=True):
+            if items:
+                total += gathered.cpu()
+        report(dealt[-1].stop)
     return list(torch.split(total, sizes))
 
 
-def _flow(activation: torch.Tensor, gradient: torch.Tensor, width: int) -> torch.Tensor:
-    """Sum over all tokens, and the `width` values of each unit, of |activation x gradient|: float64 [units]."""
-    flow = (activation.detach().float() * gradient.float()).abs().flatten(0, -2).double().sum(dim=0)
-    return flow.view(-1, width).sum(dim=1)
+def flows(
+    engine: Engine, batch: Batch, compute: Callable[..., torch.Tensor], groups: Sequence[Units], points: Sequence[tuple[float, float]]
+) -> Iterator[tuple[Units, int, torch.Tensor]]:  # fmt: skip
+    """(group, first unit, activation x d `compute` / d activation [..., units x width] in fp32) of what is seen, averaged over `points`."""
+    held: dict[int, torch.Tensor] = {}
+    for scale, weight in points:
+        with watched(groups, scale) as seen:
+            loss = engine.forward(batch.input_ids, batch.position, compute)
+            parts = [(group, part) for group, found in zip(groups, seen, strict=True) for part in found]
+            slopes = torch.autograd.grad(loss, [part.activations for _, part in parts])
+        for number, ((group, part), slope) in enumerate(zip(parts, slopes, strict=True)):
+            # The slope is that of the activation before it was turned down: `scale` times that of what came after.
+            flow = part.activations.detach().float() * slope.float() * (weight / scale) + held.pop(number, 0)
+            if scale == points[-1][0]:
+                yield group, part.first, flow
+            else:
+                held[number] = flow
+
+
+def _points(count: int) -> list[tuple[float, float]]:
+    """Places in (0, 1) and weights of Gauss and Legendre: exact where the slope is a polynomial of a degree under 2 x count."""
+    places, weights = np.polynomial.legendre.leggauss(count)
+    return [((1 + float(place)) / 2, float(weight) / 2) for place, weight in zip(places, weights, strict=True)]
+
+
+def _from(report: Report, before: int, total: int, done: int) -> None:
+    report(before + done, total)
 
 
 def _summed_loss(index: torch.Tensor, target: torch.Tensor, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, softcap: float | None) -> torch.Tensor:  # fmt: skip # noqa: E501

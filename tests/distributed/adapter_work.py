@@ -60,7 +60,7 @@ def _carry(
     prompts = [Prompt(np.array(ids), NEW_TOKENS) for ids in PROMPTS]
     scores["written"] = np.stack([lines[0] for lines in generate(engine, prompts, Decoding(), rows=2)])
     erase = EraseSettings(layers=2, fraction=0.3, select="attribution", reset="base", units="both")
-    chosen = select(engine, rows, general, erase, source_sha256="")
+    chosen = select(engine, rows, [general], erase, source_sha256="")
     scores["flow"] = _flow(engine, tokens)
     _erase(engine, plan)
     scores["erased"] = score(engine, rows, MICRO_ROWS).logprob

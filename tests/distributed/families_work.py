@@ -59,7 +59,7 @@ def _carry(folder: Path, source: Path, plan: Plan, tokens: Path, ds_config: str,
     prompts = [Prompt(np.array(ids), NEW_TOKENS) for ids in PROMPTS]
     scores["written"] = np.stack([lines[0] for lines in generate(engine, prompts, Decoding(), rows=2)])
     erase = EraseSettings(layers=2, fraction=0.3, select="attribution", units="both")
-    chosen = select(engine, rows, general, erase, source_sha256="")
+    chosen = select(engine, rows, [general], erase, source_sha256="")
 
     units = last_units(engine.model, 1, "both")
     apply(local_shards(engine.model), units, plan)
@@ -114,7 +114,7 @@ def _carry_masked(folder: Path, source: Path, plan: Plan, tokens: Path, ds_confi
     scores = {"before": score(engine, asked, MICRO_ROWS).logprob}
     erase = EraseSettings(layers=2, fraction=0.3, select="attribution", units="both")
     hidden = [HiddenRows(rows, every_token(rows, role, parts), mask) for role, parts in ((SENSITIVE, 1), (LEARN, 7))]
-    chosen = select(engine, hidden[0], hidden[1], erase, source_sha256="")
+    chosen = select(engine, hidden[0], [hidden[1]], erase, source_sha256="")
 
     units = last_units(engine.model, 1, "both")
     apply(local_shards(engine.model), units, plan)

@@ -61,11 +61,11 @@ def _carry(
     engine.for_inference()
     before = score(engine, rows["repair"], micro_rows=2)
     settings = EraseSettings.model_validate(case["erase"])
-    chosen = partial(select, engine, rows["repair"], rows["general_train"], source_sha256="source")
-    plan = chosen(settings)
+    plan = select(engine, rows["repair"], [rows["general_train"]], settings, source_sha256="source")
     _write(folder / "plan.json", plan.write)
     for name, changes in case["others"].items():
-        other = chosen(EraseSettings.model_validate({**case["erase"], **changes}))
+        other_settings = EraseSettings.model_validate({**case["erase"], **changes})
+        other = select(engine, rows["repair"], list(rows.values()), other_settings, source_sha256="source")
         _write(folder / f"plan-{name}.json", other.write)
     apply(local_shards(engine.model), last_units(engine.model, settings.layers, settings.units), plan)
     erased = {live.shard.name: live.values.clone() for live in local_shards(engine.model)}
@@ -158,7 +158,7 @@ def _stop_and_go_on(
     for part in ("undisturbed", "resumed"):
         engine = Engine(load_sharded(model, ds_config, torch.bfloat16), ds_config)
         engine.for_inference()
-        plan = select(engine, rows["repair"], rows["general_train"], erase, source_sha256="source")
+        plan = select(engine, rows["repair"], [rows["general_train"]], erase, source_sha256="source")
         before = score(engine, rows["repair"], micro_rows=2)  # gathers, and copies, what is edited next
         apply(local_shards(engine.model), last_units(engine.model, erase.layers, erase.units), plan)
         after = score(engine, rows["repair"], micro_rows=2)
