@@ -33,6 +33,7 @@ from sani_dist.audit.spans import Corpus
 from sani_dist.config import Config, EraseSettings, ModelSettings
 from sani_dist.corpus import PackedRows
 from sani_dist.corpus import prepare as prepare_corpus
+from sani_dist.corpus.kinds import KindRows
 from sani_dist.corpus.masking import HiddenRows, Masking, every_token
 from sani_dist.corpus.rows import LEARN, SENSITIVE, Rows
 from sani_dist.corpus.span import SPLITS
@@ -366,18 +367,22 @@ class _Worker:
 
     def _select(self) -> None:
         settings, repair, general = self.config.erase, self._needed_rows("repair"), self._rows("general_train")
-        texts = {"general": [general], "ordinary": [repair], "both": [repair, general]}[settings.relative_to]
-        usual = [rows for rows in texts if rows is not None and len(rows)] or [repair]
-        sensitive: Rows = repair
+        texts: dict[str, list[PackedRows | None]] = {
+            "general": [general], "ordinary": [repair], "both": [repair, general]
+        }  # fmt: skip
+        usual = [rows for rows in texts[settings.relative_to] if rows is not None and len(rows)] or [repair]
+        spans = pd.read_parquet(self.run.path("tokens", "epoch-000", "token_spans.parquet"))
+        by_kind = KindRows(repair, spans[spans["split"] == "repair"])
+        sensitive: Rows = by_kind
         ordinary: Sequence[Rows] = usual
         if self.engine.masked:
             mask = _mask_token(tokenizer_of(self.config))
-            sensitive = HiddenRows(repair, every_token(repair, SENSITIVE, parts=1), mask)
+            sensitive = HiddenRows(by_kind, every_token(repair, SENSITIVE, parts=1), mask)
             ordinary = [HiddenRows(rows, every_token(rows, LEARN), mask) for rows in usual]
         if settings.layers and settings.select != "random" and self.engine.ds is None:
             self.engine.for_inference()
         plan = select(
-            self.engine, sensitive, ordinary, settings, source_sha256=self.source["model_sha256"],
+            self.engine, sensitive, ordinary, settings, source_sha256=self.source["model_sha256"], kinds=by_kind.kinds,
             report=lambda done, total: self.metrics.progress("erase", done, total, "rows"),
         )  # fmt: skip
         path = self.run.path("erase", "plan.json")

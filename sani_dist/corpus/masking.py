@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from sani_dist.corpus.rows import IGNORE, Batch, PackedRows
+from sani_dist.corpus.rows import IGNORE, Batch, PackedRows, Rows
 
 # BERT's (arXiv 1810.04805): tokens that are hidden, and what stands there instead of the mask: a random token, the token itself.
 HIDDEN_SHARE, RANDOM_SHARE, KEPT_SHARE = 0.15, 0.1, 0.1
@@ -48,7 +48,7 @@ class Masking:
 class HiddenRows:
     """Rows to ask about: of each, the tokens at some columns are masked, and are its only targets."""
 
-    def __init__(self, rows: PackedRows, hidden: Sequence[tuple[int, np.ndarray]], mask_token: int) -> None:
+    def __init__(self, rows: Rows, hidden: Sequence[tuple[int, np.ndarray]], mask_token: int) -> None:
         """`hidden`: (row, columns) of each."""
         self.row_length = rows.row_length
         self.hidden = hidden

@@ -22,8 +22,23 @@ class Unit:
 
 
 @dataclass(frozen=True)
+class Memory:
+    """Of all that flows through the units of `layers` to tokens of one kind of identifier, the share of each layer.
+
+    `units`: neurons or heads. `kind`: None for ordinary tokens, what the others are compared with. `tokens`: how many were looked at.
+    """
+
+    units: Literal["mlp", "head"]
+    kind: str | None
+    tokens: int
+    layers: tuple[int, ...]
+    shares: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Plan:
-    """What `select` decided. `scores`: per layer, the spread of the scores and how much the chosen units hold of them."""
+    """What `select` decided. `scores`: per layer, the spread of the scores and how much the chosen units hold of them. `memory`: where
+    it sat."""
 
     source_sha256: str
     seed: int
@@ -31,6 +46,7 @@ class Plan:
     reset: str
     units: tuple[Unit, ...]
     scores: tuple[dict[str, float], ...] = ()
+    memory: tuple[Memory, ...] = ()
     schema: int = SCHEMA
 
     def write(self, path: Path) -> None:
@@ -44,6 +60,10 @@ class Plan:
             if document["schema"] != SCHEMA:
                 raise KeyError("schema")
             units = tuple(Unit(u["layer"], u["kind"], tuple(u["ids"])) for u in document["units"])
-            return cls(**{**document, "units": units, "scores": tuple(document["scores"])})
+            memory = tuple(
+                Memory(**{**m, "layers": tuple(m["layers"]), "shares": tuple(m["shares"])})
+                for m in document.get("memory", ())
+            )
+            return cls(**{**document, "units": units, "scores": tuple(document["scores"]), "memory": memory})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path}: not an erase plan of schema {SCHEMA}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -13,9 +14,9 @@ from sani_dist.corpus.rows import LEARN, SENSITIVE, Batch, Rows, empty_batch, ta
 from sani_dist.engine import distributed
 from sani_dist.engine.rounds import rounds
 from sani_dist.engine.zero3 import Engine
-from sani_dist.erase.plan import Plan, Unit
+from sani_dist.erase.plan import Memory, Plan, Unit
 from sani_dist.erase.structure import Units, last_units
-from sani_dist.erase.watch import watched
+from sani_dist.erase.watch import Seen, watched
 from sani_dist.kernels import masked_cross_entropy
 
 Report = Callable[[int, int], None]
@@ -33,35 +34,39 @@ def select(
     settings: EraseSettings,
     *,
     source_sha256: str,
+    kinds: Sequence[str] = (),
     micro_rows: int = 1,
     report: Report = lambda done, total: None,
 ) -> Plan:
     """The plan of a run. All ranks call it and get the same plan, at every world size.
 
-    `sensitive`: rows whose sensitive tokens are the memory to be erased. `ordinary`: texts whose learnable tokens must not suffer, each as
-    important as the others. None is read for `select: random`.
+    `sensitive`: rows whose sensitive tokens are the memory to be erased. Those of kind `kinds[i]` may have the role SENSITIVE + 1 + i: then
+    the plan tells where each kind sat. `ordinary`: texts whose learnable tokens must not suffer, each as important as the others. None
+    is read for `select: random`.
     """
     plan = partial(Plan, source_sha256, settings.seed, settings.select, settings.reset)
     groups = last_units(engine.model, settings.layers, settings.units) if settings.layers else []
     if not groups or settings.select == "random":
         return plan(tuple(Unit(g.layer, g.kind, _random_ids(g, settings)) for g in groups))
-    texts = [(sensitive, len(sensitive), SENSITIVE)]
-    texts += [(rows, min(len(rows), max(len(sensitive), ORDINARY_ROWS)), LEARN) for rows in ordinary]
+    roles = range(SENSITIVE, SENSITIVE + len(kinds) + 1)
+    texts: list[tuple[Rows, int, Sequence[int]]] = [(sensitive, len(sensitive), roles)]
+    texts += [(rows, min(len(rows), max(len(sensitive), ORDINARY_ROWS)), (LEARN,)) for rows in ordinary]
     points = _points(settings.integration_steps) if settings.select == "integrated_gradients" else [(1.0, 1.0)]
     found, before, total = [], 0, sum(count for _, count, _ in texts)
-    for rows, count, role in texts:
+    for rows, count, of_text in texts:
         at = partial(_from, report, before, total)
-        found.append(_shares(attribution(engine, rows, count, role, groups, micro_rows, at, points), groups))
+        found.append(attribution(engine, rows, count, of_text, groups, micro_rows, at, points))
         before += count
-    memory, usual = found[0], [torch.stack(flow).mean(dim=0) for flow in zip(*found[1:], strict=True)]
-    scores = [of_memory / of_usual.clamp(min=1e-12) for of_memory, of_usual in zip(memory, usual, strict=True)]
+    memory, *usual = (_shares(flow.units, groups) for flow in found)
+    means = [torch.stack(flows).mean(dim=0) for flows in zip(*usual, strict=True)]
+    scores = [of_memory / of_usual.clamp(min=1e-12) for of_memory, of_usual in zip(memory, means, strict=True)]
     chosen: list[tuple[int, ...]] = [()] * len(groups)
     for numbers in contests(groups, settings):
         count = share(settings.fraction, sum(groups[n].count for n in numbers))
         for number, ids in zip(numbers, _highest([scores[n] for n in numbers], count), strict=True):
             chosen[number] = ids
     units = tuple(Unit(g.layer, g.kind, ids) for g, ids in zip(groups, chosen, strict=True) if ids)
-    return plan(units, tuple(map(_summary, groups, scores, chosen)))
+    return plan(units, tuple(map(_summary, groups, scores, chosen)), tuple(_memory(found, groups, kinds)))
 
 
 def contests(groups: Sequence[Units], settings: EraseSettings) -> list[list[int]]:
@@ -78,19 +83,32 @@ def share(fraction: float, count: int) -> int:
     return max(1, round(fraction * count))
 
 
+@dataclass(frozen=True)
+class Flow:
+    """What flows to the tokens of a text.
+
+    units: float64 [units] for each group. roles: float64 [groups, roles], of it what stands where a token of each role is predicted: what
+    goes from there to later tokens is in it, what comes from earlier ones is not. tokens: how many tokens each role has.
+    """
+
+    units: list[torch.Tensor]
+    roles: torch.Tensor
+    tokens: list[int]
+
+
 def attribution(
     engine: Engine,
     rows: Rows,
     count: int,
-    role: int,
+    roles: Sequence[int],
     groups: list[Units],
     micro_rows: int,
     report: Callable[[int], None],
     points: Sequence[tuple[float, float]] = ((1.0, 1.0),),
-) -> list[torch.Tensor]:
-    """Sum over the tokens of the first `count` rows of |activation x d loss / d activation|: float64 [units] for each group.
+) -> Flow:
+    """Sum over the tokens of the first `count` rows of |activation x d loss / d activation|.
 
-    The loss is -log p summed over the tokens of `role`. One micro-batch is scored in the same way on whichever rank it falls, and
+    The loss is -log p summed over the tokens of `roles`. One micro-batch is scored in the same way on whichever rank it falls, and
     the sums are added in row order in float64, so the result does not depend on the world size.
 
     `points`: (scale, weight), where the slope is taken while a group's activations are turned down, and how much it counts. At scale 1
@@ -100,30 +118,48 @@ def attribution(
     pass does, a layer at a time, and holds no more activations.
     """
     sizes = [group.count for group in groups]
-    total = torch.zeros(sum(sizes), dtype=torch.float64)
+    total = torch.zeros(sum(sizes) + len(groups) * len(roles) + len(roles), dtype=torch.float64)
     turns = [groups] if len(points) == 1 else [[group] for group in groups]
     for mine, dealt in rounds(count, micro_rows):
         batch = rows.batch(mine) if mine else empty_batch(micro_rows, rows.row_length)
-        index, target, _, _ = targets(batch, roles=(role,))
+        index, target, role, _ = targets(batch, roles=roles)
         compute = partial(_summed_loss, index, target)
         scores = torch.zeros(total.shape, dtype=torch.float64, device=engine.device)
-        of_group = dict(zip(map(id, groups), torch.split(scores, sizes), strict=True))
+        of_units, of_roles, tokens = _parts(scores, sizes, roles)
+        # [roles, tokens]: which role is predicted where.
+        predicted = torch.zeros((len(roles), batch.input_ids.numel()), dtype=torch.float64)
+        predicted[role.long() - roles[0], index] = 1
+        predicted = predicted.to(engine.device)
+        tokens += predicted.sum(dim=1)
+        numbers = {id(group): number for number, group in enumerate(groups)}
         for turn in turns:
-            for group, first, flow in flows(engine, batch, compute, turn, points):
+            for group, part, flow in flows(engine, batch, compute, turn, points):
+                of_tokens = flow.abs().flatten(0, -2).double()
                 # Over all tokens, and the `width` values of each unit.
-                of_units = flow.abs().flatten(0, -2).double().sum(dim=0).view(-1, group.width).sum(dim=1)
-                of_group[id(group)][first : first + len(of_units)] += of_units
+                found = of_tokens.sum(dim=0).view(-1, group.width).sum(dim=1)
+                of_units[numbers[id(group)]][part.first : part.first + len(found)] += found
+                where = predicted if part.tokens is None else predicted[:, part.tokens]
+                of_roles[numbers[id(group)]] += where @ of_tokens.sum(dim=1)
         for gathered, items in zip(distributed.gather_in_rank_order(scores), dealt, strict=True):
             if items:
                 total += gathered.cpu()
         report(dealt[-1].stop)
-    return list(torch.split(total, sizes))
+    of_units, of_roles, tokens = _parts(total, sizes, roles)
+    return Flow(list(of_units), of_roles, [int(number) for number in tokens])
+
+
+def _parts(
+    scores: torch.Tensor, sizes: Sequence[int], roles: Sequence[int]
+) -> tuple[tuple[torch.Tensor, ...], torch.Tensor, torch.Tensor]:
+    """Views of one tensor: units of each group, [groups, roles], [roles]."""
+    units, of_roles, tokens = torch.split(scores, [sum(sizes), len(sizes) * len(roles), len(roles)])
+    return torch.split(units, list(sizes)), of_roles.view(len(sizes), len(roles)), tokens
 
 
 def flows(
     engine: Engine, batch: Batch, compute: Callable[..., torch.Tensor], groups: Sequence[Units], points: Sequence[tuple[float, float]]
-) -> Iterator[tuple[Units, int, torch.Tensor]]:  # fmt: skip
-    """(group, first unit, activation x d `compute` / d activation [..., units x width] in fp32) of what is seen, averaged over `points`."""
+) -> Iterator[tuple[Units, Seen, torch.Tensor]]:  # fmt: skip
+    """(group, a part of it, activation x d `compute` / d activation [..., units x width] in fp32) of what is seen, mean over `points`."""
     held: dict[int, torch.Tensor] = {}
     for scale, weight in points:
         with watched(groups, scale) as seen:
@@ -134,7 +170,7 @@ def flows(
             # The slope is that of the activation before it was turned down: `scale` times that of what came after.
             flow = part.activations.detach().float() * slope.float() * (weight / scale) + held.pop(number, 0)
             if scale == points[-1][0]:
-                yield group, part.first, flow
+                yield group, part, flow
             else:
                 held[number] = flow
 
@@ -176,7 +212,7 @@ def _highest(scores: Sequence[torch.Tensor], count: int) -> list[tuple[int, ...]
     order = torch.sort(torch.cat(list(scores)), descending=True, stable=True).indices
     is_chosen = torch.zeros(len(order), dtype=torch.bool)
     is_chosen[order[:count]] = True
-    parts = is_chosen.split([len(score) for score in scores])
+    parts = torch.split(is_chosen, [len(score) for score in scores])
     return [tuple(part.nonzero().flatten().tolist()) for part in parts]
 
 
@@ -184,3 +220,21 @@ def _summary(group: Units, score: torch.Tensor, ids: tuple[int, ...]) -> dict[st
     """`lowest_chosen`: only where any is."""
     lowest = {"lowest_chosen": float(score[list(ids)].min())} if ids else {}
     return {"layer": group.layer, "median": float(score.median()), **lowest, "highest": float(score.max())}
+
+
+def _memory(found: Sequence[Flow], groups: Sequence[Units], kinds: Sequence[str]) -> Iterator[Memory]:
+    """Where the flow to each kind of identifier sat, then where that to ordinary tokens did, the mean over texts."""
+    of_memory, *usual = found
+    for units in dict.fromkeys(group.kind for group in groups):
+        numbers = [number for number, group in enumerate(groups) if group.kind == units]
+        layers = tuple(groups[number].layer for number in numbers)
+
+        def shares(flow: Flow, role: int, numbers: Sequence[int] = numbers) -> torch.Tensor:
+            of_layers = flow.roles[list(numbers), role]
+            return of_layers / of_layers.sum().clamp(min=1e-300)
+
+        for role, kind in enumerate(kinds, start=1):
+            if of_memory.tokens[role]:
+                yield Memory(units, kind, of_memory.tokens[role], layers, tuple(shares(of_memory, role).tolist()))
+        mean = torch.stack([shares(flow, 0) for flow in usual]).mean(dim=0)
+        yield Memory(units, None, sum(flow.tokens[0] for flow in usual), layers, tuple(mean.tolist()))

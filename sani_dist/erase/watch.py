@@ -17,10 +17,12 @@ from sani_dist.erase.structure import Units
 
 @dataclass(frozen=True)
 class Seen:
-    """Activations [..., units x width] of the units from number `first` on."""
+    """Activations [..., units x width] of the units from number `first` on; `tokens`: of which tokens, as numbers into the flattened batch
+    (None: of each, in order)."""
 
     first: int
     activations: torch.Tensor
+    tokens: torch.Tensor | None = None
 
 
 @contextmanager
@@ -57,7 +59,7 @@ def _experts(module: Any, found: list[Seen], scale: float, hidden: torch.Tensor,
         if not len(token):
             continue
         activations = module._apply_gate(linear(hidden[token], module.gate_up_proj[expert]))
-        found.append(Seen(expert * neurons, activations))
+        found.append(Seen(expert * neurons, activations, token))
         out = linear(activations * scale, module.down_proj[expert]) * weights[token, place, None]
         result = result.index_add(0, token, out.to(result.dtype))
     return result

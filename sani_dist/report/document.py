@@ -74,7 +74,7 @@ def _model(run: Run) -> dict[str, Any]:
 
 
 def _erase(run: Run) -> dict[str, Any] | None:
-    """How many neurons and heads of each layer were reset, of how many neurons where the model's config says so."""
+    """How many neurons and heads of each layer were reset, of how many neurons where the model's config says so; and where memory sat."""
     path = run.path("erase", "plan.json")
     if not path.exists():
         return None
@@ -84,7 +84,8 @@ def _erase(run: Run) -> dict[str, Any] | None:
         key: [{"layer": unit["layer"], "erased": len(unit["ids"])} for unit in plan["units"] if unit["kind"] == kind]
         for key, kind in (("erased", "mlp"), ("heads", "head"))
     }
-    return {**{k: plan[k] for k in ("select", "reset", "seed")}, "layers": layers, "neurons": neurons, **counts}
+    chosen = {k: plan[k] for k in ("select", "reset", "seed")}
+    return {**chosen, "layers": layers, "neurons": neurons, **counts, "memory": plan.get("memory", [])}
 
 
 def _size(run: Run) -> tuple[int | None, int | None]:

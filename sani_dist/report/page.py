@@ -17,6 +17,8 @@ from sani_dist.report.evidence import find
 from sani_dist.report.words import NOT_THERE, listed, number, percent, signed_percent, span
 
 ROLES = ("before", "after", "control")
+# What kinds of identifiers are compared with, where memory sat.
+ORDINARY = "ordinary text"
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,20 @@ class _Report:
             return None
         erased = {entry["layer"]: entry["erased"] for entry in erase["erased"]}
         return plots.layers(erased, erase["layers"] or max(erased) + 1, erase["neurons"])
+
+    def memory(self) -> Iterator[tuple[str, Markup, list[str], list[list[str]]]]:
+        """(units, figure, head and lines of its table) of where memory sat, for each kind of unit that was chosen from."""
+        erase = self.document["erase"]
+        for units, title in (("mlp", "neurons"), ("head", "heads")):
+            found = [entry for entry in erase["memory"] if entry["units"] == units] if erase else []
+            if len(found) < 2 or len(found[0]["layers"]) < 2:  # nothing to compare
+                continue
+            named = {ORDINARY if entry["kind"] is None else entry["kind"]: entry for entry in found}
+            layers = found[0]["layers"]
+            drawn = plots.heat_map(layers, {name: entry["shares"] for name, entry in named.items()}, f"memory-{units}")
+            head = ["tokens of", "tokens", *(f"layer {layer}" for layer in layers)]
+            lines = [[name, f"{entry['tokens']:,}", *map(percent, entry["shares"])] for name, entry in named.items()]
+            yield title, drawn, head, lines
 
     def attacks(self) -> Iterator[tuple[str, str, list[Row]]]:
         """(title, explanation, rows) of each attack that is judged by what comes out; the lens has a row for each layer."""

@@ -120,6 +120,37 @@ def layers(erased: Mapping[int, int], layer_count: int, neurons: int | None) -> 
     return canvas.figure("layers", f"Neurons reset in each of {layer_count} layers", said, parts)
 
 
+def heat_map(columns: Sequence[int], lines: Mapping[str, Sequence[float]], name: str) -> Markup:
+    """Shares by layer, a line for each kind of identifier and, apart, a last one to compare them with; the stronger the more."""
+    left, top, height, gap = 176, 34, 26, 10
+    width = 640 - left - RIGHT
+    across = width / len(columns)
+    most = max(max(shares) for shares in lines.values()) or 1.0
+    every = math.ceil(len(columns) / (width / 34))  # of the layers' numbers, as many as there is room for
+    parts = [
+        _text(left + (i + 0.5) * across, top - 8, str(layer), "middle")
+        for i, layer in enumerate(columns)
+        if i % every == 0
+    ]
+    parts.append(_text(left - 10, top - 8, "layer", "end"))
+    for line, (kind, shares) in enumerate(lines.items()):
+        y = top + line * height + (gap if line == len(lines) - 1 else 0)
+        parts.append(_text(left - 10, y + height / 2 + 4, _shortened(kind), "end", "label"))
+        for i, value in enumerate(shares):
+            parts.append(_cell(left + i * across, y, across, height, value / most))
+    bottom = top + len(lines) * height + gap + 14
+    for step in range(5):
+        parts.append(_cell(left + step * 34, bottom, 34, 12, step / 4))
+    parts.append(_text(left - 10, bottom + 10, "share of a line", "end"))
+    parts.append(_text(left, bottom + 27, "0 %", "start"))
+    parts.append(_text(left + 5 * 34, bottom + 27, percent(most), "end"))
+    said = "; ".join(
+        f"{kind}: most in layer {columns[max(range(len(shares)), key=shares.__getitem__)]}, {percent(max(shares))}"
+        for kind, shares in lines.items()
+    )
+    return _figure(640, bottom + 34, name, "Where memory sat, by layer and kind of identifier", f"{said}.", parts)
+
+
 # Scales and frames
 
 
@@ -173,14 +204,28 @@ class _Canvas:
         return "".join(parts)
 
     def figure(self, name: str, title: str, description: str, parts: Sequence[str]) -> Markup:
-        return Markup(
-            f'<svg class="plot" viewBox="0 0 {self.width} {self.height}" role="img" '
-            f'aria-labelledby="{name}-title {name}-text"><title id="{name}-title">{escape(title)}</title>'
-            f'<desc id="{name}-text">{escape(description)}</desc>{"".join(parts)}</svg>'
-        )
+        return _figure(self.width, self.height, name, title, description, parts)
+
+
+def _figure(width: int, height: int, name: str, title: str, description: str, parts: Sequence[str]) -> Markup:
+    return Markup(
+        f'<svg class="plot" viewBox="0 0 {width} {height}" role="img" '
+        f'aria-labelledby="{name}-title {name}-text"><title id="{name}-title">{escape(title)}</title>'
+        f'<desc id="{name}-text">{escape(description)}</desc>{"".join(parts)}</svg>'
+    )
 
 
 # Marks
+
+
+def _cell(x: float, y: float, width: float, height: float, strength: float) -> str:
+    """A cell of a heat map, with a hair of paper around it."""
+    place = f'x="{_p(x + 0.5)}" y="{_p(y + 0.5)}" width="{_p(width - 1)}" height="{_p(height - 1)}"'
+    return f'<rect class="heat" {place} fill-opacity="{0.04 + 0.96 * strength:.3f}"/>'
+
+
+def _shortened(text: str, most: int = 18) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def _decoration(css: str, width: int, height: int, parts: Sequence[str]) -> Markup:

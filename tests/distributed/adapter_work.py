@@ -122,8 +122,8 @@ def assert_loaded(engine: Engine, base: Path, adapter: Adapter) -> None:
 def _flow(engine: Engine, tokens: Path) -> np.ndarray:
     """Attribution of the neurons and heads of the last two blocks, one after the other."""
     rows, groups = PackedRows(tokens / "repair.arrow"), last_units(engine.model, 2, "both")
-    found = attribution(engine, rows, len(rows), SENSITIVE, groups, MICRO_ROWS, lambda done: None)
-    return torch.cat(found).numpy()
+    found = attribution(engine, rows, len(rows), [SENSITIVE], groups, MICRO_ROWS, lambda done: None)
+    return torch.cat(found.units).numpy()
 
 
 def _erase(engine: Engine, plan: Plan) -> None:

@@ -10,15 +10,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sani_dist.erase import Plan, Unit
+from sani_dist.erase.plan import Memory
 from sani_dist.errors import InputError
 
 units = st.builds(
     Unit, st.integers(0, 200), st.sampled_from(["mlp", "head"]), st.lists(st.integers(0, 10**6), max_size=5).map(tuple)
 )
 summaries = st.dictionaries(st.sampled_from(["layer", "median", "highest"]), st.floats(allow_nan=False))
+memories = st.builds(
+    Memory, st.sampled_from(["mlp", "head"]), st.none() | st.text(max_size=9), st.integers(0),
+    st.lists(st.integers(0, 200), max_size=3).map(tuple), st.lists(st.floats(0, 1), max_size=3).map(tuple),
+)  # fmt: skip
 plans = st.builds(
     Plan, st.text(max_size=64), st.integers(0, 2**63 - 1), st.sampled_from(["random", "attribution"]),
     st.sampled_from(["init", "zero", "base"]), st.lists(units, max_size=3).map(tuple), st.lists(summaries, max_size=3).map(tuple),
+    st.lists(memories, max_size=2).map(tuple),
 )  # fmt: skip
 
 

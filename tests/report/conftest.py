@@ -14,7 +14,7 @@ import pytest
 from sani_dist.audit.measurement import Measurement, clopper_pearson
 from sani_dist.config import config_from_mapping
 from sani_dist.erase import Plan
-from sani_dist.erase.plan import Unit
+from sani_dist.erase.plan import Memory, Unit
 from sani_dist.run import STAGES, Run
 
 # Words that stand in the settings of every run made here and may stand in no report.
@@ -58,6 +58,13 @@ AFTER = (
     Measurement("mia_loss_tpr", "sensitive", None, None, None, 30, {}, "too few controls"),
     perplexity("heldout", 2.02),
     perplexity("general_test", 26.4),
+)
+
+
+MEMORY = (
+    Memory("mlp", "PERSON", 150, (2, 3), (0.25, 0.75)),
+    Memory("mlp", "RECORD_NUMBER", 170, (2, 3), (0.6, 0.4)),
+    Memory("mlp", None, 2000, (2, 3), (0.5, 0.5)),
 )
 
 
@@ -129,6 +136,7 @@ def make_run(tmp_path: Path) -> MakeRun:
                 "attribution",
                 "zero",
                 (Unit(2, "mlp", (1, 5)), Unit(2, "head", (1,)), Unit(3, "mlp", (0, 2, 9))),
+                memory=MEMORY,
             ).write(run.path("erase", "plan.json"))
             steps = [
                 {"stage": "repair", "done": s, "total": 6, "unit": "steps", "loss": 3 / s, "learning_rate": 1e-4}

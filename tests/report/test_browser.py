@@ -107,7 +107,7 @@ def test_shows_tables_and_plots(open_page: Callable[..., Opened], missed: Path) 
     for name in ("Extraction of all spans", "By kind of identifier", "Usefulness", "Attacks tested and not tested"):
         assert page.get_by_role("region", name=name).locator("tbody tr").first.is_visible()
     plots = page.get_by_role("img")
-    assert plots.count() == 4
+    assert plots.count() == 5
     for plot in plots.all():
         box = plot.bounding_box()
         assert box is not None

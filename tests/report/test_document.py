@@ -73,6 +73,10 @@ def test_a_real_report_says_what_the_audits_say(finished_run: Run) -> None:
     assert found["run"]["code_sha256"] == json.loads(finished_run.path("run.json").read_text())["code_sha256"]
     assert found["erase"]["layers"] == 3
     assert found["erase"]["neurons"] == 41
+    memory = found["erase"]["memory"]
+    assert [entry["kind"] for entry in memory] == ["PERSON", "RECORD_NUMBER", None]
+    assert all(entry["layers"] == [1, 2] and sum(entry["shares"]) == pytest.approx(1) for entry in memory)
+    assert all(entry["tokens"] > 0 for entry in memory)
 
 
 def test_a_purged_run_can_be_reported(real: Run) -> None:

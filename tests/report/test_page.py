@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -13,11 +14,13 @@ from hypothesis import strategies as st
 
 from sani_dist.audit.measurement import Measurement
 from sani_dist.config import VerifySettings
+from sani_dist.erase import Plan
+from sani_dist.erase.plan import Memory
 from sani_dist.report import plots, write_report
 from sani_dist.report.words import number, percent, signed_percent, span
 from sani_dist.run import Run
 
-from .conftest import AFTER, BEFORE, MakeRun, share
+from .conftest import AFTER, BEFORE, MEMORY, MakeRun, share
 
 EVIL = "<script>alert(1)</script>|x"
 VOID = {"meta", "link", "br", "img", "input", "hr"}
@@ -83,13 +86,39 @@ def test_links_and_labels_point_at_something(make_run: MakeRun) -> None:
 def test_a_kind_with_markup_in_its_name_is_text_in_page_and_card(make_run: MakeRun) -> None:
     kind = share("leak@100", 7, 90, kind=EVIL)
     run = make_run(before=[*BEFORE, kind], after=[*AFTER, kind], kinds={EVIL: 90})
+    plan = Plan.read(run.path("erase", "plan.json"))
+    replace(plan, memory=(Memory("mlp", EVIL, 9, (2, 3), (0.1, 0.9)), *MEMORY)).write(run.path("erase", "plan.json"))
     text = html(run)
     assert "<script" not in text
-    assert Page(text).words().count("alert(1)") >= 3
+    assert Page(text).words().count("alert(1)") >= 5
     card = run.path("report", "MODEL_CARD.md").read_text()
     assert "<script" not in card.replace("\\<", "")
     (line,) = (line for line in card.splitlines() if "alert" in line and line.startswith("|"))
     assert len(re.findall(r"(?<!\\)\|", line)) == 5
+
+
+def test_where_memory_sat_is_drawn_and_told(make_run: MakeRun) -> None:
+    run = make_run()
+    page = Page(html(run))
+    cells = [attributes for tag, attributes in page.tags if attributes.get("class") == "heat"]
+    strengths = [float(cell["fill-opacity"] or 0) for cell in cells[:6]]
+    # A line for each kind and one for ordinary text, two layers each; three quarters are the most.
+    assert strengths == pytest.approx(
+        [0.04 + 0.96 * share / 0.75 for share in (0.25, 0.75, 0.6, 0.4, 0.5, 0.5)], abs=1e-3
+    )
+    said = "PERSON: most in layer 3, 75.0 %; RECORD_NUMBER: most in layer 2, 60.0 %; ordinary text: most in layer 2, 50.0 %."
+    assert said in page.words()
+    assert "PERSON 150 25.0 % 75.0 %" in page.words()
+
+
+@pytest.mark.parametrize(
+    "memory", [(), (Memory("mlp", None, 9, (3,), (1.0,)),), (Memory("mlp", EVIL, 9, (3,), (1.0,)), MEMORY[-1])]
+)
+def test_where_nothing_can_be_compared_no_memory_is_drawn(make_run: MakeRun, memory: tuple[Memory, ...]) -> None:
+    run = make_run()
+    plan = Plan.read(run.path("erase", "plan.json"))
+    replace(plan, memory=memory).write(run.path("erase", "plan.json"))
+    assert "Where memory sat" not in Page(html(run)).words()
 
 
 def test_missed_limits_come_before_kept_ones_and_before_the_verdict(make_run: MakeRun) -> None:
@@ -172,7 +201,7 @@ def test_an_audit_alone_has_no_before_and_no_plots_of_changes(make_run: MakeRun)
 def test_a_run_has_plots_with_titles_and_descriptions(make_run: MakeRun) -> None:
     text = html(make_run())
     drawings = re.findall(r'<svg class="plot".*?</svg>', text, re.DOTALL)
-    assert len(drawings) == 4
+    assert len(drawings) == 5
     for drawing in drawings:
         root = ElementTree.fromstring(drawing)
         title, description = root.find("title"), root.find("desc")
