@@ -436,7 +436,7 @@ def _describe(settings: Config) -> None:
 
 def _objectives(chosen: Objectives) -> str:
     """Those that are on."""
-    named = [name for name, value in chosen if value and name != "floor"]
+    named = [name for name, value in chosen if value and name not in ("floor", "kl_top")]
     return ", ".join(named) or "sensitive tokens left out"
 
 

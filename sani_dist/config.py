@@ -220,13 +220,21 @@ class Objectives(Settings):
         description="locale of faker, such as en_US: each epoch, fresh identities of the same kind and format take the place of the "
         "true ones and are learnt; with unlikelihood, such epochs and those on the true text take turns",
     )
+    kl: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="weight of KL(model before erasing || model) on the ordinary tokens of the true and of general text; 0: none",
+    )
+    kl_top: Annotated[int, Field(ge=1)] = Field(
+        32,
+        description="of the distributions of the model before erasing so many tokens are kept, the others count as one",
+    )
     plain: bool = Field(
         False, description="ordinary fine-tuning on every token (how the demo makes a model that has memorised)"
     )
 
     @model_validator(mode="after")
     def _fit_together(self) -> Objectives:
-        if self.plain and (self.unlikelihood or self.surrogate is not None):
+        if self.plain and (self.unlikelihood or self.surrogate is not None or self.kl):
             raise ValueError("`plain` learns the true values: it goes with no other objective")
         if self.floor and not self.unlikelihood:
             raise ValueError("`floor` is that of `unlikelihood`, which is 0")
@@ -273,6 +281,14 @@ class RepairSettings(Settings):
     clip: Annotated[float, Field(gt=0)] = Field(1.0, description="largest norm of the gradient")
     checkpoint_every: Annotated[int, Field(ge=1)] = Field(100, description="steps between checkpoints")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> RepairSettings:
+        if self.objectives.kl and not self.retain and self.text_of_epochs and 0 not in self.text_of_epochs:
+            raise ValueError(
+                "`objectives.kl` is on true and general text, and surrogates alone are neither; set `retain`"
+            )
+        return self
 
     @property
     def text_of_epochs(self) -> tuple[int, ...]:

@@ -59,7 +59,8 @@ from sani_dist.erase.structure import Units, last_units
 from sani_dist.errors import InputError
 from sani_dist.files import file_sha256
 from sani_dist.metrics import Metrics
-from sani_dist.repair import Progress, places_of, states_below, train
+from sani_dist.repair import Predictions, Progress, places_of, predictions, states_below, train
+from sani_dist.repair.kept import Place
 from sani_dist.repair.schedule import Schedule
 from sani_dist.report import write_report
 from sani_dist.report.redact import redacted
@@ -97,6 +98,8 @@ def check(config: Config) -> dict[str, Any]:
     for name, other in (("audit.reference", config.audit.reference), ("attack.gold", config.attack.gold)):
         if other is not None:
             _check_other(name, other, config.model.allow_pickle, tokenizer, dtype)
+    if config.repair.objectives.kl and config.repair.objectives.kl_top >= model.config.get_text_config().vocab_size:
+        raise InputError("repair.objectives.kl_top: expected fewer tokens than the vocabulary has")
     if config.repair.trainable != "all":
         Trunk(model, config.repair.trainable.last).freeze(model)
     parameters = exported = sum(p.numel() for p in model.parameters())
@@ -127,6 +130,8 @@ def _check_masked(config: Config, model: PreTrainedModel, tokenizer: PreTrainedT
         raise InputError("model.path: a masked language model, but its tokenizer has no mask token")
     if config.model.adapter is not None:
         raise InputError("model.adapter: not for a masked language model; merge it with peft, and sanitise the model")
+    if config.repair.objectives.kl:
+        raise InputError("repair.objectives.kl: not for a masked language model, whose rows differ from step to step")
     if config.repair.trainable != "all":
         raise InputError("repair.trainable: not for a masked language model, whose rows differ from step to step")
     if config.repair.until_control:
@@ -274,6 +279,11 @@ class _Worker:
             self._audit("before")
         if "erase" in pending:
             self._select()
+        if trains and "repair" in pending and self.config.repair.objectives.kl:
+            predictions(
+                self.engine, self._taught_places, self.run.path("repair", "teacher"), self.config.repair.objectives.kl_top,
+                self.run.inputs_sha256("repair"),
+            )  # fmt: skip
         if set(pending) & {"repair", "audit-after", "export"}:
             self._apply(self.engine.model, local_shards(self.engine.model))
         if trains and set(pending) & {"repair", "audit-after", "export"} and not self._repair("repair" in pending):
@@ -426,12 +436,12 @@ class _Worker:
             self.engine.for_training(settings)
             load_newest(folder, self.engine, inputs)
             return True
-        retain = self._rows("general_train")
-        opened = {text: self._needed_rows("repair", text) for text in settings.text_of_epochs}
-        texts = [opened[text] for text in settings.text_of_epochs]
-        states = None
+        texts, retain = self._texts
+        states, taught = None, None
         if settings.trainable != "all":
             states = states_below(self.engine, places_of(settings, texts, retain), trunk, inputs)
+        if settings.objectives.kl:
+            taught = Predictions(self.run.path("repair", "teacher"), self._taught_places, settings.objectives.kl_top)
         self.engine.for_training(settings)
         state = load_newest(folder, self.engine, inputs) or State(0, inputs)
         schedule = Schedule(settings, texts, retain)
@@ -456,6 +466,7 @@ class _Worker:
             state = train(
                 self.engine, texts, retain, settings, state,
                 states=states,
+                taught=taught,
                 masking=self._masking(),
                 stop=lambda reached: at_control(reached) or self.stopping,
                 save_now=self._checkpoint_is_asked,
@@ -466,10 +477,25 @@ class _Worker:
         if not ended(state.step):
             return False
         if self.first:
-            shutil.rmtree(trunk, ignore_errors=True)
+            for kept in (trunk, self.run.path("repair", "teacher")):
+                shutil.rmtree(kept, ignore_errors=True)
         outputs = [folder / f"step-{state.step:06d}" / "state.json", *([path] if settings.until_control else [])]
         self._done("repair", outputs)
         return True
+
+    @cached_property
+    def _texts(self) -> tuple[list[PackedRows], PackedRows | None]:
+        """The repair text of each epoch, and general text."""
+        chosen = self.config.repair.text_of_epochs
+        opened = {text: self._needed_rows("repair", text) for text in chosen}
+        return [opened[text] for text in chosen], self._rows("general_train")
+
+    @cached_property
+    def _taught_places(self) -> list[Place]:
+        """Rows of true and of general text: in the place of a surrogate the model before erasing expects who it was."""
+        texts, retain = self._texts
+        numbers = {id(rows): text for rows, text in zip(texts, self.config.repair.text_of_epochs, strict=True)}
+        return [place for place in places_of(self.config.repair, texts, retain) if not numbers.get(id(place[0]), 0)]
 
     @cached_property
     def _spans(self) -> pd.DataFrame:

@@ -35,6 +35,8 @@ SENSITIVE_CONTENT = (
     "repair/checkpoints",
     "repair/trunk",
     "repair/.tmp-trunk",
+    "repair/teacher",
+    "repair/.tmp-teacher",
     "key",
 )
 

@@ -5,6 +5,6 @@ neither loss nor gradient. This package imports nothing of ours.
 """
 
 from sani_dist.kernels.masked_ce import masked_cross_entropy, token_scores
-from sani_dist.kernels.problem import Scores
+from sani_dist.kernels.problem import Scores, Teacher
 
-__all__ = ["Scores", "masked_cross_entropy", "token_scores"]
+__all__ = ["Scores", "Teacher", "masked_cross_entropy", "token_scores"]

@@ -16,9 +16,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import fields
+from functools import partial
 
 import torch
 
+from sani_dist.kernels import taught
 from sani_dist.kernels.problem import Gradients, Implementation, Projection, Rows, Scores, Terms, Wants
 
 
@@ -35,6 +37,7 @@ def loss_and_gradients(
     weight, bias, sums = projection.weight, projection.bias, rows.factors.dtype
     count = rows.index.numel()
     most = _most_rows(weight, count, max_bytes)
+    loss_of_rows = implementation.loss_of_rows if rows.teacher is None else partial(taught.loss_of_rows, implementation)
     losses = torch.zeros_like(rows.factors)
     d_hidden = torch.zeros_like(hidden) if wants.hidden else None
     d_weight = d_bias = None
@@ -44,7 +47,7 @@ def loss_and_gradients(
     if bias is not None and wants.bias:
         d_bias = torch.zeros_like(bias, dtype=sums)
     for part, x, logits in _chunks(hidden, projection, rows.index, most):
-        losses[part] = implementation.loss_of_rows(logits, rows.part(part), projection.softcap, terms, any(wants))
+        losses[part] = loss_of_rows(logits, rows.part(part), projection.softcap, terms, any(wants))
         gradient = logits
         if d_bias is not None:
             d_bias += gradient.sum(dim=0, dtype=sums)

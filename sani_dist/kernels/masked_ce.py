@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import logging
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 
 from sani_dist.kernels import chunked, reference
-from sani_dist.kernels.problem import Implementation, Projection, Rows, Scores, Terms, Wants
+from sani_dist.kernels.problem import Implementation, Projection, Rows, Scores, Teacher, Terms, Wants
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ def masked_cross_entropy(
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
     floor: float = 0.0,
+    teacher: Teacher | None = None,
     reduction: Literal["sum", "none"] = "sum",
     impl: Name = "auto",
     max_bytes: int | None = None,
@@ -57,6 +59,8 @@ def masked_cross_entropy(
         label_smoothing: share of the target spread evenly over the vocabulary; unlikelihood rows take no part.
         floor: probability below which a target is no longer pushed down: unlikelihood becomes max(0, log(1 - floor) - log(1 - p)), which
             has the same slope above the floor and none below.
+        teacher: adds to rows of role 1 the divergence KL(teacher || model), over the tokens that it names and all others as one
+            (`taught.py`); not beside `z_loss` and `label_smoothing`.
         reduction: "sum" gives a scalar divided by `normalizer`, "none" gives [R], undivided; its backward runs the chunks again.
         impl: "auto" takes "triton" on GPUs and "cpu" on CPUs; "reference" is plain torch, on any device, float64 too.
         max_bytes: bound of one chunk of logits in fp32, in bytes (in 16 bits it takes half of that); None: what is fast on this device.
@@ -74,11 +78,13 @@ def masked_cross_entropy(
     _check_rows(rows, roles, row_weights)
     if not 0 <= floor < 1:
         raise ValueError(f"floor must lie in [0, 1), not {floor}")
+    if teacher is not None:
+        _check_teacher(teacher, rows, vocab_weight.shape[0], z_loss, label_smoothing)
     sums = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     factors = torch.ones(rows.shape, dtype=sums, device=hidden.device) if row_weights is None else row_weights.to(sums)
     if reduction == "sum":
         factors = factors / normalizer
-    problem = Rows(rows, targets, roles, factors)
+    problem = Rows(rows, targets, roles, factors, teacher)
     terms = Terms(z_loss, label_smoothing, floor)
     settings = (problem, terms, softcap, reduction, _choose(impl, hidden), max_bytes or _default_max_bytes(hidden))
     loss: torch.Tensor = _MaskedCrossEntropy.apply(hidden, vocab_weight, bias, settings)  # type: ignore[no-untyped-call]
@@ -142,7 +148,7 @@ class _MaskedCrossEntropy(torch.autograd.Function):
         else:
             hidden, weight, bias = ctx.saved_tensors
             rows, terms, softcap, _, implementation, max_bytes = ctx.settings
-            rows = Rows(rows.index, rows.targets, rows.roles, rows.factors * upstream)
+            rows = replace(rows, factors=rows.factors * upstream)
             wants = Wants(*ctx.needs_input_grad[:3])
             projection = Projection(weight, bias, softcap)
             found = chunked.loss_and_gradients(hidden, projection, rows, terms, wants, max_bytes, implementation)
@@ -218,3 +224,18 @@ def _check_rows(rows: torch.Tensor, roles: torch.Tensor | None, row_weights: tor
             raise ValueError(f"{name} must be on the device of rows, {rows.device}, not on {tensor.device}")
     if roles is not None and roles.dtype != torch.uint8:
         raise ValueError(f"roles must be uint8, not {roles.dtype}")
+
+
+def _check_teacher(
+    teacher: Teacher, rows: torch.Tensor, vocabulary: int, z_loss: float, label_smoothing: float
+) -> None:
+    if z_loss or label_smoothing:
+        raise ValueError("teacher goes with neither z_loss nor label_smoothing")
+    count, k = len(rows), teacher.ids.shape[-1]
+    shapes = [tuple(tensor.shape) for tensor in (teacher.ids, teacher.logprob, teacher.known)]
+    if shapes != [(count, k), (count, k), (count,)] or not 1 <= k <= vocabulary:
+        raise ValueError(f"teacher must have ids and logprob [{count}, k] and known [{count}], not {shapes}")
+    if teacher.ids.dtype != torch.int64 or teacher.known.dtype != torch.bool:
+        raise ValueError("teacher must have ids int64 and known bool")
+    if {t.device for t in (teacher.ids, teacher.logprob, teacher.known)} != {rows.device}:
+        raise ValueError(f"teacher must be on the device of rows, {rows.device}")

@@ -21,6 +21,27 @@ class Projection:
 
 
 @dataclass(frozen=True)
+class Teacher:
+    """What another model predicted.
+
+    ids: int64 [R, k], the likeliest tokens of each row. logprob: [R, k], of these. known: bool [R], of which rows it is known. weight: of
+    the divergence from it, beside the row's loss.
+    """
+
+    ids: torch.Tensor
+    logprob: torch.Tensor
+    known: torch.Tensor
+    weight: float
+
+    def part(self, part: slice) -> Teacher:
+        """That of a run of rows."""
+        return Teacher(self.ids[part], self.logprob[part], self.known[part], self.weight)
+
+    def to(self, device: torch.device) -> Teacher:
+        return Teacher(self.ids.to(device), self.logprob.to(device), self.known.to(device), self.weight)
+
+
+@dataclass(frozen=True)
 class Rows:
     """The rows that count: their place in the hidden states int64 [R], target int64 [R], role uint8 [R] (None: all LEARN), and the
     factor of each row's loss, [R] in the precision of the sums (fp32, or float64 for float64 input)."""
@@ -29,11 +50,13 @@ class Rows:
     targets: torch.Tensor
     roles: torch.Tensor | None
     factors: torch.Tensor
+    teacher: Teacher | None = None
 
     def part(self, part: slice) -> Rows:
         """A run of these rows."""
         roles = None if self.roles is None else self.roles[part]
-        return Rows(self.index[part], self.targets[part], roles, self.factors[part])
+        teacher = None if self.teacher is None else self.teacher.part(part)
+        return Rows(self.index[part], self.targets[part], roles, self.factors[part], teacher)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """The training loop of repair.
 
-    loss = (sum over learnable tokens of -log p  [+ weight x sum over sensitive tokens of -log(1 - p), down to a floor])
+    loss = (sum over learnable tokens of -log p  [+ weight x sum over sensitive tokens of -log(1 - p), down to a floor]
+           [+ weight x sum over learnable tokens of KL(model before erasing || model)])
            / number of learnable tokens in the global batch
 
-the bracket only for the objective `unlikelihood` (Welleck et al., arXiv 1908.04319); whatever the split over ranks and
+the brackets only for the objectives `unlikelihood` (Welleck et al., arXiv 1908.04319) and `kl`; whatever the split over ranks and
 accumulation steps: DeepSpeed averages over ranks and divides by the accumulation steps, so each micro-batch's loss is
 multiplied by both.
 """
@@ -29,9 +30,11 @@ from sani_dist.engine.checkpoint import State
 from sani_dist.engine.shards import local_shards
 from sani_dist.engine.zero3 import Engine
 from sani_dist.errors import RunError
-from sani_dist.kernels import masked_cross_entropy
+from sani_dist.kernels import Teacher, masked_cross_entropy
+from sani_dist.repair.kept import Place
 from sani_dist.repair.schedule import Schedule
-from sani_dist.repair.states import Place, States
+from sani_dist.repair.states import States
+from sani_dist.repair.teacher import Predictions
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ def train(
     state: State,
     *,
     states: States | None = None,
+    taught: Predictions | None = None,
     masking: Masking | None = None,
     stop: Callable[[State], bool] = lambda state: False,
     save_now: Callable[[], bool] = lambda: False,
@@ -71,6 +75,7 @@ def train(
             joins.
         retain: general text, or None.
         states: what enters the trained layers for each row, if those below are frozen.
+        taught: what the model before erasing predicts, for the objective `kl`.
         masking: of a masked language model, what is hidden of each row.
         stop: asked on every rank after every step; if it is true on any, all stop after a checkpoint.
         save_now: asked on every rank after every step; if it is true on any, a checkpoint is written.
@@ -98,7 +103,10 @@ def train(
             _seed_dropout(settings.seed, state.step, number)
             index, target, role, _ = targets(batch, roles=roles)
             normalizer = max(1, learnable) / (distributed.world_size() * engine.accumulation)
-            compute = partial(_loss, index, target, role, objectives, normalizer)
+            teacher = None
+            if taught is not None:
+                teacher = taught.of(places, batch.input_ids.shape[1], index, role, objectives.kl)
+            compute = partial(_loss, index, target, role, objectives, teacher, normalizer)
             scaled = engine.ds(inputs.to(engine.device), batch.position.to(engine.device), compute)
             loss += scaled.detach().double() / (distributed.world_size() * engine.accumulation)
             engine.ds.backward(scaled)
@@ -177,7 +185,7 @@ def _batch(places: Sequence[Place], rows: int, row_length: int, masking: Masking
     return stacked(parts)
 
 
-def _loss(index: torch.Tensor, target: torch.Tensor, role: torch.Tensor, objectives: Objectives, normalizer: float, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, softcap: float | None) -> torch.Tensor:  # fmt: skip # noqa: E501
+def _loss(index: torch.Tensor, target: torch.Tensor, role: torch.Tensor, objectives: Objectives, teacher: Teacher | None, normalizer: float, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, softcap: float | None) -> torch.Tensor:  # fmt: skip # noqa: E501
     device = hidden.device
     pushed: dict[str, Any] = {}
     if objectives.unlikelihood:  # the kernel reads role 2 as "push down"; without roles every target is learnt
@@ -186,7 +194,7 @@ def _loss(index: torch.Tensor, target: torch.Tensor, role: torch.Tensor, objecti
             pushed["row_weights"] = torch.where(role == SENSITIVE, objectives.unlikelihood, 1.0).to(device)
     return masked_cross_entropy(
         hidden, weight, target.to(device), index.to(device),
-        normalizer=normalizer, bias=bias, softcap=softcap, **pushed,
+        normalizer=normalizer, bias=bias, softcap=softcap, teacher=None if teacher is None else teacher.to(device), **pushed,
     )  # fmt: skip
 
 

@@ -151,7 +151,8 @@ class _Report:
             said.append(
                 "in every other epoch replaced by surrogates" if chosen["unlikelihood"] else "replaced by surrogates"
             )
-        return f"Sensitive tokens were {listed(said)}."
+        kept = " Ordinary tokens were held to what the model predicted before erasing." if chosen["kl"] else ""
+        return f"Sensitive tokens were {listed(said)}.{kept}"
 
     def ending(self) -> str:
         """Why repair ended where it did; nothing where it simply went to its last step."""

@@ -73,6 +73,23 @@ def mean_loss(model: PreTrainedModel, chosen: list[tuple[PackedRows, int]], obje
     return torch.cat(losses).sum() / learnt
 
 
+def mean_divergence(
+    before: PreTrainedModel, model: PreTrainedModel, chosen: list[tuple[PackedRows, int]], top: int
+) -> torch.Tensor:
+    """KL(before || model) at the learnable tokens of these rows, mean: of the `top` likeliest tokens and the others as one."""
+    found = []
+    for rows, row in chosen:
+        for _, ids, role in documents_of(rows, row):
+            learn = torch.from_numpy(role[1:] == LEARN)
+            with torch.no_grad():
+                named = before(input_ids=ids[None]).logits[0, :-1][learn].softmax(dim=-1).topk(top)
+            p, q = named.values, model(input_ids=ids[None]).logits[0, :-1][learn].softmax(dim=-1)
+            q = q.gather(1, named.indices)
+            p, q = (torch.cat([part, 1 - part.sum(dim=1, keepdim=True)], dim=1) for part in (p, q))
+            found.append((p * (p / q).log()).sum(dim=1))
+    return torch.cat(found).mean()
+
+
 def assembled(checkpoint: Path, kind: str) -> dict[str, torch.Tensor]:
     """The flat whole of each parameter's `kind` (master, exp_avg, exp_avg_sq), from the files of all ranks."""
     pieces: dict[str, list[tuple[int, torch.Tensor]]] = {}

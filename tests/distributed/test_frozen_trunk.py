@@ -120,7 +120,8 @@ def test_a_whole_run_keeps_the_states_until_it_has_trained(
 ) -> None:
     """Stopped in the second epoch, resumed, finished; nobody else reads them, and `purge` removes them."""
     config = make_config(
-        repair={"trainable": {"last": 1}, "checkpoint_every": 100}, erase={"layers": 1, "select": "random"}
+        repair={"trainable": {"last": 1}, "checkpoint_every": 100, "objectives": {"kl": 0.3, "kl_top": 5}},
+        erase={"layers": 1, "select": "random"},
     )
 
     signalled = []
@@ -133,13 +134,27 @@ def test_a_whole_run_keeps_the_states_until_it_has_trained(
     with pytest.raises(RunError, match="resume"):
         sani_dist.sanitize(config, tmp_path / "run", stages=REPAIR_STAGES, on_event=stop)
     run, copy = Run.open(tmp_path / "run"), Run.open(shutil.copytree(tmp_path / "run", tmp_path / "copy"))
-    files = sorted(path.name for path in run.path("repair", "trunk").iterdir())
-    assert files == ["rank-00000.bin", "rank-00001.bin", "trunk.json"]
-    assert "repair/trunk" in copy.purge()
-    assert not copy.path("repair", "trunk").exists()
+    folders = [run.path("repair", name) for name in ("trunk", "teacher")]
+    written = {}
+    for folder in folders:
+        written |= {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+        assert sorted(path.name for path in folder.iterdir()) == [
+            "rank-00000.bin",
+            "rank-00001.bin",
+            f"{folder.name}.json",
+        ]
+    assert {"repair/trunk", "repair/teacher"} <= set(copy.purge())
+    assert not any(copy.path("repair", folder.name).exists() for folder in folders)
 
-    sani_dist.resume(run.folder)
-    assert not run.path("repair", "trunk").exists()
+    seen = []
+
+    def look(event: dict[str, Any]) -> None:
+        if event["stage"] == "repair" and not seen:
+            seen.append({path: path.stat().st_mtime_ns for path in written})
+
+    sani_dist.resume(run.folder, on_event=look)
+    assert seen == [written]
+    assert not any(folder.exists() for folder in folders)
     source = load_file(config.model.path / "model.safetensors")
     exported = load_file(run.path("model", "model.safetensors"))
     changed = {name for name, values in exported.items() if not torch.equal(values, source[name].bfloat16())}

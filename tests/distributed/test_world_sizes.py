@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import PreTrainedModel
 
 from sani_dist.config import RepairSettings
 from sani_dist.corpus.rows import PackedRows
-from sani_dist.erase import Plan
+from sani_dist.engine.shards import local_shards
+from sani_dist.erase import Plan, Unit, apply
+from sani_dist.erase.structure import last_units
 from sani_dist.files import file_sha256
 from sani_dist.repair.schedule import Schedule
 
@@ -191,8 +194,43 @@ def test_the_gradient_is_that_of_the_mean_over_the_global_batch(
     model = plain.load(model_folder)
     loss = plain.mean_loss(model, [(rows, i) for _, i in own] + [(general, i) for i in retained], objective)
     loss.backward()
-    assert float((tmp_path / "loss.json").read_text()) == pytest.approx(loss.item(), rel=1e-6)
-    moments = plain.assembled(tmp_path / "checkpoints" / "step-000001", "exp_avg")
+    _assert_step(tmp_path, model, loss)
+
+
+# By default two ranks compute what is predicted and learn from it; else two compute it, and others learn.
+@pytest.mark.parametrize(
+    "workers", [2, pytest.param(1, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)]
+)
+def test_what_the_model_predicted_before_erasing_pulls_at_ordinary_tokens(
+    tokens: Path, gpt2_folder: Path, threshold_0: Path, tmp_path: Path, workers: int
+) -> None:
+    """The gradient of a whole model beside one with its last layer's neurons erased. Sensitive tokens are pushed down in the same step."""
+    repair = {**REPAIR, "objectives": {"unlikelihood": 1, "kl": 5, "kl_top": 7}}
+    erased = tuple(range(43))
+    for ranks in dict.fromkeys((2, workers)):
+        run_ranks(
+            ranks, "first_step_gradient", tmp_path / str(ranks),
+            model=str(gpt2_folder), ds_config=str(threshold_0), tokens=str(tokens), repair=repair,
+            teacher=str(tmp_path / "teacher"), erased=erased,
+        )  # fmt: skip
+    assert len(json.loads((tmp_path / "teacher" / "teacher.json").read_text())["files"]) == 2
+    rows, general = (PackedRows(tokens / f"{name}.arrow") for name in ("repair", "general_train"))
+    own, retained = Schedule(RepairSettings.model_validate(repair), [rows, rows], general).batch(0)
+    chosen = [(rows, i) for _, i in own] + [(general, i) for i in retained]
+    before, model = plain.load(gpt2_folder), plain.load(gpt2_folder)
+    units = last_units(model, 1, "mlp")
+    apply(local_shards(model), units, Plan("", 0, "random", "zero", (Unit(1, "mlp", erased),)))
+    alone = plain.mean_loss(model, chosen, "unlikelihood")
+    loss = alone + 5 * plain.mean_divergence(before, model, chosen, 7)
+    assert loss.item() > 1.01 * alone.item()
+    loss.backward()
+    _assert_step(tmp_path / str(workers), model, loss)
+
+
+def _assert_step(folder: Path, model: PreTrainedModel, loss: torch.Tensor) -> None:
+    """That the ranks' first step had this loss, and the gradient that `model` has of it."""
+    assert float((folder / "loss.json").read_text()) == pytest.approx(loss.item(), rel=1e-6)
+    moments = plain.assembled(folder / "checkpoints" / "step-000001", "exp_avg")
     assert moments.keys() == dict(model.named_parameters()).keys()
     for name, parameter in model.named_parameters():
         expected = parameter.grad.flatten()

@@ -6,7 +6,7 @@ import gc
 import importlib
 import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -30,10 +30,10 @@ from sani_dist.engine.export import export
 from sani_dist.engine.shards import local_shards
 from sani_dist.engine.trunk import layers_of
 from sani_dist.engine.zero3 import Engine, load_sharded, read_ds_config
-from sani_dist.erase import apply, select
+from sani_dist.erase import Plan, Unit, apply, select
 from sani_dist.erase.structure import last_units
 from sani_dist.errors import RunError
-from sani_dist.repair import Progress, places_of, states_below, train
+from sani_dist.repair import Predictions, Progress, places_of, predictions, states_below, train
 from sani_dist.repair.schedule import Schedule
 
 INPUTS = "the same inputs"
@@ -214,16 +214,28 @@ def _bytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
-def first_step_gradient(folder: Path, *, model: str, ds_config: str, tokens: str, repair: dict[str, Any]) -> None:
-    """One step in fp32; its first moments, which are (1 - beta1) times the gradient, are left in a checkpoint."""
+def first_step_gradient(
+    folder: Path, *, model: str, ds_config: str, tokens: str, repair: dict[str, Any],
+    teacher: str | None = None, erased: Sequence[int] = (),
+) -> None:  # fmt: skip
+    """One step in fp32; its first moments, which are (1 - beta1) times the gradient, are left in a checkpoint. `teacher`: folder of what
+    the model predicts before neurons `erased` of the last layer are zeroed."""
     settings = RepairSettings.model_validate(repair)
     config = read_ds_config(Path(ds_config), torch.float32)
     engine = Engine(load_sharded(Path(model), config, torch.float32), config)
-    engine.for_training(settings)
     rows = {name: PackedRows(Path(tokens) / f"{name}.arrow") for name in ("repair", "general_train")}
+    texts, taught = [rows["repair"]] * len(settings.text_of_epochs), None
+    if teacher is not None:
+        places = places_of(settings, texts, rows["general_train"])
+        predictions(engine, places, Path(teacher), settings.objectives.kl_top, INPUTS)
+        taught = Predictions(Path(teacher), places, settings.objectives.kl_top)
+    units = last_units(engine.model, 1, "mlp")
+    plan = Plan("", 0, "random", "zero", (Unit(units[0].layer, "mlp", tuple(erased)),))
+    apply(local_shards(engine.model), units, plan)
+    engine.for_training(settings)
     reports = []
     train(
-        engine, [rows["repair"]] * len(settings.text_of_epochs), rows["general_train"], settings, State(0, INPUTS),
+        engine, texts, rows["general_train"], settings, State(0, INPUTS), taught=taught,
         stop=lambda state: state.step == 1,
         save=lambda state: save(folder / "checkpoints", engine, state),
         report=reports.append,
