@@ -61,13 +61,14 @@ def sanitize(
 
 def prepare(config: Config, folder: Path, *, on_event: OnEvent = lambda event: None) -> Run:
     """The stage before any rank starts, in a new run folder; then a launcher starts `launch/worker.py` on that folder."""
-    from sani_dist import pipeline
+    from sani_dist import orchestrate, pipeline
     from sani_dist.metrics import Metrics
     from sani_dist.run import STAGES, Run
 
+    orchestrate.check(config.cluster)
     pipeline.check(config)
     run = Run.create(folder, config, STAGES)
-    pipeline.prepare(run, Metrics(run.path("metrics.jsonl"), on_event=on_event))
+    orchestrate.prepare(run, Metrics(run.path("metrics.jsonl"), on_event=on_event))
     return run
 
 
@@ -196,18 +197,17 @@ def check_disk(folder: Path, needed: int) -> None:
 
 
 def _execute(run: Run, on_event: OnEvent) -> Run:
-    from sani_dist import pipeline
+    from sani_dist import orchestrate
     from sani_dist.metrics import Metrics
-    from sani_dist.orchestrate import start_ranks
     from sani_dist.report import write_report
 
     try:
         if "prepare" in run.pending():
-            pipeline.prepare(run, Metrics(run.path("metrics.jsonl"), on_event=on_event))
+            orchestrate.prepare(run, Metrics(run.path("metrics.jsonl"), on_event=on_event))
         if run.pending() == ["report"]:
             write_report(run)
         elif run.pending():
-            start_ranks(run, on_event)
+            orchestrate.start_ranks(run, on_event)
     except SaniError:
         with contextlib.suppress(
             OSError

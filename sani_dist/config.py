@@ -436,7 +436,11 @@ class ClusterSettings(Settings):
         description="how long a rank waits for the others in a collective before the run fails and names who did not come",
     )
     ds_config: Path | None = Field(None, description="DeepSpeed JSON; default: ds_configs/zero3.json of the package")
-    # What follows is read by launcher: ray alone.
+    prepare_workers: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="processes of Ray, one CPU each, that find what is sensitive and tokenise; 0: the process of the command does",
+    )
+    # What follows is read where Ray is used: by launcher: ray, and with prepare_workers `address` and `runtime_env`.
     address: str | None = Field(
         None,
         description="host:port of a Ray cluster, or `auto`; default: RAY_ADDRESS, else a Ray of its own on this machine",

@@ -1,6 +1,6 @@
 """The stages of a run in order: prepare -> audit before -> erase -> repair -> audit after -> export -> (attack ->) report.
 
-`prepare` runs in one process before any rank starts, so that bad input never costs a cluster. `work` is what each rank does
+`prepare` runs before any rank starts, so that bad input never costs a cluster. `work` is what each rank does
 with the rest. Weights on the way are never stored but in checkpoints: erased weights are the source and a plan, so a run that is resumed
 loads the source, applies the plan, and goes on.
 """
@@ -37,6 +37,7 @@ from sani_dist.corpus.kinds import KindRows
 from sani_dist.corpus.masking import HiddenRows, Masking, every_token
 from sani_dist.corpus.rows import LEARN, SENSITIVE, Rows
 from sani_dist.corpus.span import SPLITS
+from sani_dist.corpus.spread import Spread
 from sani_dist.engine import distributed
 from sani_dist.engine.adapter import Adapter, freeze_base, tokenizer_folder
 from sani_dist.engine.checkpoint import State, check_checkpoints, load_newest, save
@@ -164,8 +165,8 @@ def _check_other(
         raise InputError(f"{name}: {folder} has another tokenizer than model.path; expected the same")
 
 
-def prepare(run: Run, metrics: Metrics) -> None:
-    """Text -> spans -> tokens, and the hash of the model. One process."""
+def prepare(run: Run, metrics: Metrics, spread: Spread = map) -> None:
+    """Text -> spans -> tokens, and the hash of the model. `spread`: who works on the batches of documents."""
     source = build(run.path("source.json"), lambda path: _write_json(path, _hashes(run.config.model)))
 
     def report(done: int, total: int | None) -> None:
@@ -173,7 +174,7 @@ def prepare(run: Run, metrics: Metrics) -> None:
 
     prepare_corpus(
         run.config.corpus, tokenizer_of(run.config), run.folder, run.key, report, run.config.repair,
-        alone=is_masked(read_model_config(run.config.model.path)),
+        alone=is_masked(read_model_config(run.config.model.path)), spread=spread,
     )  # fmt: skip
     outputs = [p for folder in ("corpus", "tokens") for p in sorted(run.path(folder).rglob("*")) if p.is_file()]
     run.mark_done("prepare", [source, *outputs])

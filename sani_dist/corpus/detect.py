@@ -3,31 +3,44 @@
 read     sources -> documents.parquet, the graph of rare terms, and the words that are no names
 find     each document's own findings; their values go on the blacklist
 close    findings and all occurrences of blacklisted values, merged -> spans.parquet
+
+What finding and closing do with a batch of documents is a function of its number (`_Find`, `_Close`), which reads the batch itself and
+can be pickled: so other processes can work on batches (`spread.py`). What they return comes back in order, and is written here.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedTokenizerBase
-
-from sani_dist.config import AnnotationsDetector, CorpusSettings, PresidioDetector, TargetSettings, TermsDetector
+from sani_dist.config import (
+    AnnotationsDetector,
+    CorpusSettings,
+    PresidioDetector,
+    TargetSettings,
+    TermsDetector,
+)
 from sani_dist.corpus.annotations import labelled_spans
-from sani_dist.corpus.closure import Blacklist, merge
+from sani_dist.corpus.closure import Blacklist, Values, merge, values_of
 from sani_dist.corpus.documents import documents
 from sani_dist.corpus.fold import value_key
 from sani_dist.corpus.ordinary import OrdinaryWords
 from sani_dist.corpus.presidio import presidio
 from sani_dist.corpus.rare_terms import RareTerms
 from sani_dist.corpus.score import DetectorScore
-from sani_dist.corpus.span import SPLITS, Detector, Document, Span, Split
-from sani_dist.corpus.tables import DocumentWriter, SpanReader, SpanWriter, read_documents
+from sani_dist.corpus.span import SPLITS, Detector, Document, Span, Split, value_id
+from sani_dist.corpus.spread import Spread
+from sani_dist.corpus.tables import DocumentReader, DocumentWriter, SpanReader, SpanWriter
 from sani_dist.corpus.terms import TermMatcher, term_detector, terms
 from sani_dist.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Called with the documents done, over all passes, and how many that will be (None while it is unknown).
 Report = Callable[[int, int | None], None]
@@ -35,6 +48,8 @@ Report = Callable[[int, int | None], None]
 # The splits whose spans the audit measures.
 AUDITED: tuple[Split, ...] = ("repair", "control")
 FIRST_LABELLED_ID = 2**40
+# The splits that have a blacklist of their own; general text is closed over that of repair.
+_CLOSED: tuple[Split, ...] = ("repair", "heldout", "control")
 
 
 @dataclass
@@ -48,8 +63,24 @@ class Detection:
     detectors: dict[str, Counter[str]] = field(default_factory=lambda: {split: Counter() for split in SPLITS})
     labelled: Counter[str] = field(default_factory=Counter)
     score: DetectorScore = field(default_factory=DetectorScore)
+    # The batches of documents.parquet in which a split begins and ends.
+    batches: dict[str, range] = field(default_factory=dict)
     # Folded values of control that the training text has as well: they are no control.
     trained_controls: set[str] = field(default_factory=set)
+
+    def update(self, other: Detection) -> None:
+        """Add what was counted in a later batch."""
+        for name in ("documents", "with_spans", "labelled", "score", "trained_controls"):
+            getattr(self, name).update(getattr(other, name))
+        for split in SPLITS:
+            for mine, others in (
+                (self.kinds, other.kinds),
+                (self.classes, other.classes),
+                (self.detectors, other.detectors),
+            ):
+                mine[split].update(others[split])
+        for name, batches in other.batches.items():
+            self.batches[name] = range(self.batches.get(name, batches).start, batches.stop)
 
     def audited(self, split: str) -> str:
         """Return the table that the audit of a split measures: what people labelled, where they did."""
@@ -77,13 +108,14 @@ def detect_spans(
     key: bytes,
     report: Report | None = None,
     passes_after: int = 0,
+    spread: Spread = map,
 ) -> Detection:
     """Write `run/corpus/documents.parquet`, `spans.parquet` and, if there are labels, `labelled.parquet`.
 
     Which detectors run where: all of them on repair, heldout and control; on general text only the terms and the
     target, since the names in it are public. The blacklist of repair is closed over repair and general text, those of
     heldout and control over themselves. `key` keys the hashes of the values; `passes_after` tells `report` what the
-    caller adds.
+    caller adds; `spread` says who works on the batches.
 
     Raises `InputError` for bad settings, bad input, and a corpus in whose repair text nothing sensitive is found.
     """
@@ -92,9 +124,9 @@ def detect_spans(
     detectors = _Detectors(settings)
     total = _read(settings, tokenizer, folder, detectors, report)
     progress = _Progress(report, total * (2 + passes_after))
-    blacklists = {split: Blacklist() for split in ("repair", "heldout", "control")}
-    controls = _find(folder, key, detectors, blacklists, progress)
-    detection = _close(folder, key, detectors, blacklists, controls, progress)
+    blacklists = {split: Blacklist() for split in _CLOSED}
+    controls = _find(folder, detectors, blacklists, progress, spread)
+    detection = _close(folder, key, detectors.target, blacklists, controls, progress, spread)
     if not detection.with_spans["repair"]:
         raise InputError(
             "corpus: nothing sensitive was found in the text that repair trains on; check `detect`, `target` and `text`"
@@ -103,14 +135,21 @@ def detect_spans(
 
 
 class _Detectors:
-    """The detectors of the settings, by where they run."""
+    """The detectors of the settings, by where they run. A copy in another process (pickle) has what was learnt, and its own models."""
 
-    def __init__(self, settings: CorpusSettings) -> None:
+    def __init__(
+        self, settings: CorpusSettings, rare_terms: Sequence[RareTerms] = (), ordinary: OrdinaryWords | None = None
+    ) -> None:
+        """`rare_terms`, `ordinary`: what the pass over the documents has learnt already."""
+        self._settings = settings
         self.target = _Target(settings.target)
         self._everywhere: list[Detector] = []
         self._on_records: list[Detector] = []
         self.rare_terms: list[RareTerms] = []
-        self.ordinary = OrdinaryWords() if any(isinstance(d, PresidioDetector) for d in settings.detect) else None
+        learnt = iter(rare_terms)
+        self.ordinary = ordinary
+        if ordinary is None and any(isinstance(d, PresidioDetector) for d in settings.detect):
+            self.ordinary = OrdinaryWords()
         for chosen in settings.detect:
             if isinstance(chosen, TermsDetector):
                 self._everywhere.append(terms(chosen))
@@ -119,7 +158,7 @@ class _Detectors:
             elif isinstance(chosen, AnnotationsDetector):
                 self._on_records.append(labelled_spans)
             else:
-                self.rare_terms.append(RareTerms(chosen))
+                self.rare_terms.append(next(learnt, None) or RareTerms(chosen))
                 self._on_records.append(self.rare_terms[-1].detect)
         if settings.target is not None and settings.target.values:
             self._everywhere.append(term_detector(settings.target.values, "TARGET", "confidential", "target"))
@@ -138,9 +177,8 @@ class _Detectors:
             for document, spans in zip(batch, found, strict=True)
         ]
 
-    def labelled(self, document: Document) -> list[Span]:
-        """Return the labelled spans of a document that the target leaves."""
-        return [span for span in document.labelled or () if self.target.keeps(document, span)]
+    def __reduce__(self) -> tuple[type[_Detectors], tuple[Any, ...]]:
+        return _Detectors, (self._settings, self.rare_terms, self.ordinary)
 
 
 class _Target:
@@ -156,17 +194,19 @@ class _Target:
             return True
         return document.subject in self._subjects or value_key(document.text[span.start : span.end]) in self._keys
 
+    def labelled(self, document: Document) -> list[Span]:
+        """Return the labelled spans of a document that the target leaves."""
+        return [span for span in document.labelled or () if self.keeps(document, span)]
+
 
 class _Progress:
     def __init__(self, report: Report | None, total: int) -> None:
         self._report, self._total, self._done = report, total, 0
 
-    def batches(self, path: Path) -> Iterator[list[Document]]:
-        for batch in read_documents(path):
-            yield batch
-            self._done += len(batch)
-            if self._report is not None:
-                self._report(self._done, self._total)
+    def add(self, documents: int) -> None:
+        self._done += documents
+        if self._report is not None:
+            self._report(self._done, self._total)
 
 
 def _read(
@@ -192,62 +232,148 @@ def _read(
     return total
 
 
+@dataclass(frozen=True)
+class _Found:
+    """What finding returns for a batch."""
+
+    spans: list[tuple[int, list[Span]]]  # document and its findings, merged
+    values: dict[Split, Values]  # for the blacklist of each split
+    controls: set[str]  # folded values of control
+
+
+@dataclass(frozen=True)
+class _Find:
+    """Find what is sensitive in each document of a batch by itself."""
+
+    folder: Path
+    detectors: _Detectors
+
+    @cached_property
+    def _documents(self) -> DocumentReader:
+        return DocumentReader(self.folder / "documents.parquet")
+
+    def __call__(self, number: int) -> _Found:
+        batch = self._documents[number]
+        found = self.detectors.find(batch)
+        merged = [merge(spans) for spans in found]
+        # Findings as they are and joined: either may stand elsewhere on its own.
+        both = [own if own == joined else [*own, *joined] for own, joined in zip(found, merged, strict=True)]
+        values: dict[Split, Values] = {}
+        for split in {document.split for document in batch} & set(_CLOSED):
+            of_split = ((d, spans) for d, spans in zip(batch, both, strict=True) if d.split == split)
+            values[split] = values_of((d, span) for d, spans in of_split for span in spans)
+        controls = {
+            value_key(document.text[span.start : span.end])
+            for document, spans in zip(batch, both, strict=True)
+            if document.split == "control"
+            for span in chain(spans, self.detectors.target.labelled(document))
+        }
+        return _Found([(d.id, spans) for d, spans in zip(batch, merged, strict=True)], values, controls)
+
+
 def _find(
-    folder: Path, key: bytes, detectors: _Detectors, blacklists: dict[str, Blacklist], progress: _Progress
+    folder: Path,
+    detectors: _Detectors,
+    blacklists: dict[Split, Blacklist],
+    progress: _Progress,
+    spread: Spread,
 ) -> set[str]:
     """Write found.parquet, fill the blacklists, and return the folded values of control."""
     controls: set[str] = set()
-    with SpanWriter(folder / "found.parquet", key) as writer:
-        for batch in progress.batches(folder / "documents.parquet"):
-            for document, findings in zip(batch, detectors.find(batch), strict=True):
-                merged = merge(findings)
-                writer.add(document, merged)
-                if document.split in blacklists:
-                    # Findings as they are and joined: either may stand elsewhere on its own.
-                    blacklists[document.split].add(document, findings)
-                    blacklists[document.split].add(document, merged)
-                if document.split == "control":
-                    spans = [*findings, *merged, *detectors.labelled(document)]
-                    controls.update(value_key(document.text[span.start : span.end]) for span in spans)
+    batches = range(len(DocumentReader(folder / "documents.parquet")))
+    with SpanWriter(folder / "found.parquet") as writer:
+        for found in spread(_Find(folder, detectors), batches):
+            for document, spans in found.spans:
+                writer.add(document, spans, [""] * len(spans))
+            for split, values in found.values.items():
+                blacklists[split].add(values)
+            controls |= found.controls
+            progress.add(len(found.spans))
     return controls
+
+
+@dataclass(frozen=True)
+class _Closed:
+    """What closing returns for a batch: of each document its spans with the hashes of their values, and so the labelled ones."""
+
+    spans: list[tuple[int, list[Span], list[str]]]
+    labelled: list[tuple[int, list[Span], list[str]]]
+    counted: Detection
+
+
+@dataclass(frozen=True)
+class _Close:
+    """Join what was found in each document of a batch with all occurrences of blacklisted values."""
+
+    folder: Path
+    key: bytes
+    target: _Target
+    blacklists: dict[Split, Blacklist]
+    control_values: TermMatcher[str]
+
+    @cached_property
+    def _documents(self) -> DocumentReader:
+        return DocumentReader(self.folder / "documents.parquet")
+
+    @cached_property
+    def _found(self) -> SpanReader:
+        return SpanReader(self.folder / "found.parquet")
+
+    def __call__(self, number: int) -> _Closed:
+        batch = self._documents[number]
+        closed = _Closed([], [], Detection())
+        for document, found in zip(batch, self._found.of([d.id for d in batch]), strict=True):
+            blacklist = self.blacklists.get(document.split, self.blacklists["repair"])
+            spans = merge([*(stored.span for stored in found), *blacklist.occurrences(document)])
+            labelled = self.target.labelled(document)
+            closed.spans.append((document.id, spans, self._value_ids(document, spans)))
+            closed.labelled.append((document.id, labelled, self._value_ids(document, labelled)))
+            self._count(closed.counted, document, spans, labelled)
+            closed.counted.batches[document.split] = range(number, number + 1)
+        return closed
+
+    def _value_ids(self, document: Document, spans: list[Span]) -> list[str]:
+        return [value_id(self.key, span.kind, document.text[span.start : span.end]) for span in spans]
+
+    def _count(self, counted: Detection, document: Document, spans: list[Span], labelled: list[Span]) -> None:
+        split = document.split
+        counted.documents[split] += 1
+        counted.with_spans[split] += bool(spans)
+        counted.kinds[split].update(span.kind for span in spans)
+        counted.classes[split].update(span.sensitivity for span in spans)
+        counted.detectors[split].update(span.detector for span in spans)
+        counted.labelled[split] += len(labelled)
+        if split == "repair" and document.labelled is not None:
+            counted.score.add(document, labelled, spans)
+        if split in ("repair", "general_train"):
+            counted.trained_controls.update(value for _, _, value in self.control_values.find(document.folded))
 
 
 def _close(
     folder: Path,
     key: bytes,
-    detectors: _Detectors,
-    blacklists: dict[str, Blacklist],
+    target: _Target,
+    blacklists: dict[Split, Blacklist],
     controls: set[str],
     progress: _Progress,
+    spread: Spread,
 ) -> Detection:
     """Write spans.parquet and labelled.parquet, remove found.parquet, and count."""
     detection = Detection()
     control_values = TermMatcher((value, value) for value in sorted(controls))
-    found = SpanReader(folder / "found.parquet")
+    batches = range(len(DocumentReader(folder / "documents.parquet")))
     with (
-        SpanWriter(folder / "spans.parquet", key) as spans_writer,
+        SpanWriter(folder / "spans.parquet") as spans_writer,
         # Far above the others, so that an id means one span whichever table it is in.
-        SpanWriter(folder / "labelled.parquet", key, first_id=FIRST_LABELLED_ID) as labelled_writer,
+        SpanWriter(folder / "labelled.parquet", FIRST_LABELLED_ID) as labelled_writer,
     ):
-        for batch in progress.batches(folder / "documents.parquet"):
-            for document in batch:
-                split = document.split
-                own = [stored.span for stored in found.of(document.id)]
-                blacklist = blacklists.get(split, blacklists["repair"])
-                spans = merge([*own, *blacklist.occurrences(document)])
-                spans_writer.add(document, spans)
-                labelled = detectors.labelled(document)
-                labelled_writer.add(document, labelled)
-                detection.documents[split] += 1
-                detection.with_spans[split] += bool(spans)
-                detection.kinds[split].update(span.kind for span in spans)
-                detection.classes[split].update(span.sensitivity for span in spans)
-                detection.detectors[split].update(span.detector for span in spans)
-                detection.labelled[split] += len(labelled)
-                if split == "repair" and document.labelled is not None:
-                    detection.score.add(document, labelled, spans)
-                if split in ("repair", "general_train"):
-                    detection.trained_controls.update(value for _, _, value in control_values.find(document.folded))
+        for closed in spread(_Close(folder, key, target, blacklists, control_values), batches):
+            for document in closed.spans:
+                spans_writer.add(*document)
+            for document in closed.labelled:
+                labelled_writer.add(*document)
+            detection.update(closed.counted)
+            progress.add(len(closed.spans))
     (folder / "found.parquet").unlink()
     if not detection.labelled.total():
         (folder / "labelled.parquet").unlink()

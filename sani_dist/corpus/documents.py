@@ -6,9 +6,9 @@ import hashlib
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from sani_dist.config import CorpusSettings
 from sani_dist.corpus.annotations import parse_spans
@@ -16,6 +16,9 @@ from sani_dist.corpus.read import Record, read_records
 from sani_dist.corpus.review import ReviewTable, is_review_table
 from sani_dist.corpus.span import SPLITS, Document, Span, Split
 from sani_dist.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Every fifth document of the general text measures utility, the others are mixed into repair.
 _GENERAL_TEST_EVERY = 5

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from sani_dist.corpus.rows import IGNORE, LEARN, SENSITIVE
 from sani_dist.corpus.span import Document, Span
 from sani_dist.corpus.tables import StoredSpan
 from sani_dist.errors import InputError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 Tokens = Any  # what a tokenizer returns for a batch: a mapping of lists
 
 
-@dataclass(frozen=True)
-class TokenSpan:
+class TokenSpan(NamedTuple):
     """An audited span as tokens [first, end) of a document or of a piece."""
 
     stored: StoredSpan

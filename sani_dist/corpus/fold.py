@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import re
+import sys
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
+
 _NEEDS_COLLAPSING = re.compile(r"\s\s|[^\S ]")
-_WHITE_SPACE = re.compile(r"\s+")
+_NO_PLAIN_SPACE = re.compile(r"[^\S ]")
+_SPACES = re.compile(r" {2,}")
 # Scripts written without spaces between words: there a term may stand anywhere.
 _UNSPACED = re.compile(
     "[\u0e00-\u0eff\u0f00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
 )
+
+# Of each code point that a text has had so far, whether it belongs to words (`word_boundaries`).
+_UNKNOWN, _NO_WORD, _OF_A_WORD = 0, 1, 2
+_KINDS = np.full(sys.maxunicode + 1, _UNKNOWN, np.uint8)
 
 
 @dataclass(frozen=True)
@@ -21,12 +29,12 @@ class Folded:
     """Folded text; its character i came from code points [starts[i], ends[i]) of the original."""
 
     text: str
-    starts: Sequence[int]
-    ends: Sequence[int]
+    starts: Sequence[int] | np.ndarray
+    ends: Sequence[int] | np.ndarray
 
     def origin(self, start: int, end: int) -> tuple[int, int]:
         """Map the non-empty folded range [start, end) to the original range that it came from."""
-        return self.starts[start], self.ends[end - 1]
+        return int(self.starts[start]), int(self.ends[end - 1])
 
 
 def fold(text: str) -> Folded:
@@ -37,7 +45,8 @@ def fold(text: str) -> Folded:
 
 def value_key(value: str) -> str:
     """Return the folded form by which two occurrences of one value are recognised; may be empty."""
-    return fold(value).text.strip()
+    plain = value.isascii() and not _NEEDS_COLLAPSING.search(value)
+    return (value.lower() if plain else fold(value).text).strip()
 
 
 def on_word_boundaries(text: str, start: int, end: int) -> bool:
@@ -70,22 +79,21 @@ def _fold_unicode(text: str) -> Folded:
 
 
 def _collapse(folded: Folded) -> Folded:
-    pieces: list[str] = []
-    starts: list[int] = []
-    ends: list[int] = []
-    done = 0
-    for run in _WHITE_SPACE.finditer(folded.text):
-        first, last = run.span()
-        pieces += (folded.text[done:first], " ")
-        starts += folded.starts[done:first]
-        ends += folded.ends[done:first]
-        starts.append(folded.starts[first])
-        ends.append(folded.ends[last - 1])
-        done = last
-    pieces.append(folded.text[done:])
-    starts += folded.starts[done:]
-    ends += folded.ends[done:]
-    return Folded("".join(pieces), starts, ends)
+    """Make each run of white space one space, which came from all of the run."""
+    text = _NO_PLAIN_SPACE.sub(" ", folded.text)
+    runs = [run.span() for run in _SPACES.finditer(text)]
+    if not runs:
+        return Folded(text, folded.starts, folded.ends)
+    starts, ends = _array(folded.starts), _array(folded.ends)
+    kept = np.ones(len(text), bool)
+    for first, last in runs:
+        kept[first + 1 : last] = False
+        ends[first] = ends[last - 1]
+    return Folded(_SPACES.sub(" ", text), starts[kept], ends[kept])
+
+
+def _array(places: Sequence[int] | np.ndarray) -> np.ndarray:
+    return np.arange(places.start, places.stop) if isinstance(places, range) else np.array(places)
 
 
 @lru_cache(maxsize=65536)
@@ -98,6 +106,19 @@ def _joins_previous(character: str) -> bool:
     first = unicodedata.normalize("NFKD", character)[0]
     # Marks of every kind, and the vowels and final consonants of Hangul, which are letters but compose all the same.
     return unicodedata.category(first)[0] == "M" or "\u1161" <= first <= "\u1175" or "\u11a8" <= first <= "\u11c2"
+
+
+def word_boundaries(codes: np.ndarray) -> np.ndarray:
+    """Whether each place in a folded text cuts no word in two: bool [characters + 1]. `codes`: its code points."""
+    kinds = _KINDS[codes]
+    if not kinds.all():
+        for code in np.unique(codes[kinds == _UNKNOWN]).tolist():
+            _KINDS[code] = _OF_A_WORD if _in_word(chr(code)) else _NO_WORD
+        kinds = _KINDS[codes]
+    of_a_word = kinds == _OF_A_WORD
+    boundaries = np.ones(len(codes) + 1, bool)
+    boundaries[1:-1] = ~(of_a_word[:-1] & of_a_word[1:])
+    return boundaries
 
 
 @lru_cache(maxsize=65536)

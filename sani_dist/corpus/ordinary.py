@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from sani_dist.corpus.span import Document
 
@@ -27,6 +28,10 @@ class OrdinaryWords:
             return
         for word in {word for word in _WORD.findall(document.text) if word.islower()}:
             self._documents[word] = min(_DOCUMENTS, self._documents.get(word, 0) + 1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is asked for in another process: the ordinary words."""
+        return {"_documents": dict.fromkeys((word for word in self._documents if word in self), _DOCUMENTS)}
 
     def __contains__(self, word: object) -> bool:
         return isinstance(word, str) and self._documents.get(word, 0) >= _DOCUMENTS

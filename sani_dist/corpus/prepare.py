@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow.parquet as pq
-from transformers import PreTrainedTokenizerBase
 
 from sani_dist.config import CorpusSettings, RepairSettings
 from sani_dist.corpus.detect import AUDITED, Detection, Report, detect_spans
@@ -18,8 +21,12 @@ from sani_dist.corpus.fold import value_key
 from sani_dist.corpus.pack import pack, write_rows
 from sani_dist.corpus.rows import LEARN, SENSITIVE
 from sani_dist.corpus.span import SPLITS, Document, Split, value_id
+from sani_dist.corpus.spread import Spread
 from sani_dist.corpus.surrogates import Surrogates
-from sani_dist.corpus.tables import TOKEN_SPANS, SpanReader, StoredSpan, TableWriter, read_documents
+from sani_dist.corpus.tables import TOKEN_SPANS, DocumentReader, SpanReader, StoredSpan, TableWriter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def prepare(
@@ -31,80 +38,172 @@ def prepare(
     repair: RepairSettings = RepairSettings(),  # noqa: B008 (settings are fixed once made)
     *,
     alone: bool = False,
+    spread: Spread = map,
 ) -> dict[str, Any]:
     """Write `run/corpus` and `run/tokens` and return the summary, which has counts and kinds, never values.
 
     corpus/  documents.parquet, spans.parquet, labelled.parquet (if the corpus has labels), summary.json
     tokens/  epoch-000/{split}.arrow for each split that has documents (`PackedRows` reads it), token_spans.parquet;
              epoch-NNN/repair.arrow for each epoch of `repair` whose text has surrogates
-    key: keys the hashes of values. alone: no two documents share a row.
+    key: keys the hashes of values. alone: no two documents share a row. spread: who works on the batches of documents.
     report: called with the documents done and their total (None while it is unknown).
 
-    The same input gives the same files. Raises `InputError`, in one line, for settings and input that cannot work.
+    The same input gives the same files, whoever works on it. Raises `InputError`, in one line, for settings and input that cannot work.
     """
     check_tokenizer(tokenizer)
     texts = [text for text in repair.text_of_epochs if text]
-    detection = detect_spans(settings, tokenizer, run, key, report, passes_after=1 + len(texts))
-    folder = run / "tokens" / "epoch-000"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    detection = detect_spans(settings, tokenizer, run, key, report, passes_after=1 + len(texts), spread=spread)
+    parts = [_Part(split, 0, detection.batches[split]) for split in SPLITS if detection.documents[split]]
+    parts += [_Part("repair", text, detection.batches["repair"]) for text in texts]
+    work = _Encode(run / "corpus", key, tokenizer, settings.row_length, repair, parts, detection)
+    encoded = spread(work, range(sum(len(part.batches) for part in parts)))
     done, total = 2 * detection.documents.total(), (3 + len(texts)) * detection.documents.total()
     tokens: dict[str, Any] = {}
-    with TableWriter(folder / "token_spans.parquet", TOKEN_SPANS) as token_spans:
-        for split in SPLITS:
-            if detection.documents[split]:
-                tokens[split] = _write_split(split, settings.row_length, tokenizer, run, detection, token_spans, alone)
-                done += detection.documents[split]
-                if report is not None:
-                    report(done, total)
-    summary = {**detection.summary(), "tokens": tokens}
-    if repair.objectives.surrogate is not None:
-        surrogates = Surrogates(repair.objectives.surrogate, repair.seed, _values_of_the_corpus(run / "corpus", key))
-        for text in texts:
-            _write_surrogates(text, settings.row_length, tokenizer, run, surrogates, alone)
-            done += detection.documents.total()
+    fates: Counter[tuple[str, str]] = Counter()
+    epoch = run / "tokens" / "epoch-000"
+    epoch.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with TableWriter(epoch / "token_spans.parquet", TOKEN_SPANS) as token_spans:
+        for part in parts:
+            counts: Counter[str] = Counter()
+            path = run / "tokens" / f"epoch-{part.text:03d}" / f"{part.split}.arrow"
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            rows = pack(_pieces(islice(encoded, len(part.batches)), counts, fates), settings.row_length, alone=alone)
+            for number, row in enumerate(write_rows(path, rows, settings.row_length, _padding(tokenizer))):
+                _write_spans(token_spans, part.split, number, row)
+                counts["rows"] += 1
+            if not part.text:
+                tokens[part.split] = _summary(part.split, counts)
+            done += detection.documents.total() if part.text else detection.documents[part.split]
             if report is not None:
                 report(done, total)
-        summary["surrogates"] = {"replaced": dict(surrogates.replaced), "kept": dict(surrogates.kept)}
+    summary = {**detection.summary(), "tokens": tokens}
+    if repair.objectives.surrogate is not None:
+        summary["surrogates"] = {
+            fate: {kind: count for (other, kind), count in fates.items() if other == fate}
+            for fate in ("replaced", "kept")
+        }
     path = run / "corpus" / "summary.json"
     path.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return summary
 
 
-def _write_split(
-    split: Split,
-    row_length: int,
-    tokenizer: PreTrainedTokenizerBase,
-    run: Path,
-    detection: Detection,
-    token_spans: TableWriter,
-    alone: bool,
-) -> dict[str, Any]:
-    """Write the rows of one split and its lines of token_spans, and return what was counted."""
-    counts: Counter[str] = Counter()
-    encoded = _encoded(split, tokenizer, run, detection, counts)
-    rows = pack((piece for document in encoded for piece in pieces(document, row_length)), row_length, alone=alone)
-    path = run / "tokens" / "epoch-000" / f"{split}.arrow"
-    for number, row in enumerate(write_rows(path, rows, row_length, _padding(tokenizer))):
-        start = 0
-        for piece in row:
-            counts["learnable"] += int((piece.role == LEARN).sum())
-            counts["sensitive"] += int((piece.role == SENSITIVE).sum())
-            for span in piece.spans:
-                counts["scored"] += 1
-                token_spans.write(
-                    {
-                        "span_id": span.stored.span_id,
-                        "split": split,
-                        "row": number,
-                        "first": start + span.first,
-                        "end": start + span.end,
-                        "kind": span.stored.span.kind,
-                        "class": span.stored.span.sensitivity,
-                        "value_id": span.stored.value_id,
-                    }
-                )
-            start += len(piece.input_ids)
-        counts["rows"] += 1
+@dataclass(frozen=True)
+class _Part:
+    """The batches that have documents of a split. `text`: 0 is the true one, others have surrogates."""
+
+    split: Split
+    text: int
+    batches: range
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What encoding returns for a batch: pieces of documents that fit a row, and what was counted."""
+
+    pieces: list[Encoded]
+    counts: Counter[str]
+    fates: Counter[tuple[str, str]]  # of identifiers: (replaced or kept, kind)
+
+
+@dataclass(frozen=True)
+class _Encode:
+    """Encode a batch of a part; the batches of all parts are numbered through."""
+
+    corpus: Path
+    key: bytes
+    tokenizer: PreTrainedTokenizerBase
+    row_length: int
+    repair: RepairSettings
+    parts: Sequence[_Part]
+    detection: Detection
+
+    @cached_property
+    def _documents(self) -> DocumentReader:
+        return DocumentReader(self.corpus / "documents.parquet")
+
+    @cached_property
+    def _found(self) -> SpanReader:
+        return SpanReader(self.corpus / "spans.parquet")
+
+    @cached_property
+    def _labelled(self) -> SpanReader:
+        return SpanReader(self.corpus / "labelled.parquet")
+
+    @cached_property
+    def _surrogates(self) -> Surrogates:
+        locale = self.repair.objectives.surrogate
+        assert locale is not None  # or there would be no such part
+        return Surrogates(locale, self.repair.seed, _values_of_the_corpus(self.corpus, self.key))
+
+    def __call__(self, number: int) -> _Batch:
+        for part in self.parts:
+            if number < len(part.batches):
+                break
+            number -= len(part.batches)
+        documents = [d for d in self._documents[part.batches[number]] if d.split == part.split]
+        counts: Counter[str] = Counter()
+        fates: Counter[tuple[str, str]] = Counter()
+        encoded: list[Encoded] = []
+        if documents and part.text:
+            encoded = self._with_surrogates(part.text, documents, fates)
+        elif documents:
+            encoded = self._true(part.split, documents, counts)
+        cut = [piece for document in encoded for piece in pieces(document, self.row_length)]
+        counts["scored"] = sum(len(piece.spans) for piece in cut)
+        for name, role in (("learnable", LEARN), ("sensitive", SENSITIVE)):
+            counts[name] = sum(int((piece.role == role).sum()) for piece in cut)
+        return _Batch(cut, counts, fates)
+
+    def _true(self, split: Split, documents: list[Document], counts: Counter[str]) -> list[Encoded]:
+        ids = [document.id for document in documents]
+        sensitive = self._found.of(ids)
+        audited: list[list[StoredSpan]] = [[] for _ in documents]
+        if split in AUDITED:
+            audited = self._labelled.of(ids) if self.detection.audited(split) == "labelled" else sensitive
+        if split == "control":
+            untrained = [
+                [stored for stored in spans if _value(document, stored) not in self.detection.trained_controls]
+                for document, spans in zip(documents, audited, strict=True)
+            ]
+            counts["also_trained"] = sum(map(len, audited)) - sum(map(len, untrained))
+            audited = untrained
+        counts["audited"] = sum(map(len, audited))
+        encoded = encode(self.tokenizer, documents, [[stored.span for stored in spans] for spans in sensitive], audited)
+        counts["encoded"] = sum(len(document.spans) for document in encoded)
+        return encoded
+
+    def _with_surrogates(self, text: int, documents: list[Document], fates: Counter[tuple[str, str]]) -> list[Encoded]:
+        """Tokens to learn, but for the spans that stayed."""
+        found = self._found.of([document.id for document in documents])
+        replaced = [
+            self._surrogates.replace(document, [stored.span for stored in spans], text, fates)
+            for document, spans in zip(documents, found, strict=True)
+        ]
+        nothing: list[list[StoredSpan]] = [[] for _ in replaced]
+        return encode(self.tokenizer, [d for d, _ in replaced], [stayed for _, stayed in replaced], nothing)
+
+
+def _pieces(batches: Iterator[_Batch], counts: Counter[str], fates: Counter[tuple[str, str]]) -> Iterator[Encoded]:
+    """The pieces of all batches; what was counted in them is added to `counts` and `fates`."""
+    for batch in batches:
+        counts.update(batch.counts)
+        fates.update(batch.fates)
+        yield from batch.pieces
+
+
+def _write_spans(token_spans: TableWriter, split: Split, number: int, row: list[Encoded]) -> None:
+    """Write where the audited spans of a row are."""
+    start = 0
+    for piece in row:
+        for stored, first, end in piece.spans:
+            token_spans.write(
+                stored.span_id, split, number, start + first, start + end, stored.span.kind, stored.span.sensitivity,
+                stored.value_id,
+            )  # fmt: skip
+        start += len(piece.input_ids)
+
+
+def _summary(split: Split, counts: Counter[str]) -> dict[str, Any]:
     scored_tokens = counts["learnable"] + counts["sensitive"]
     summary: dict[str, Any] = {
         "rows": counts["rows"],
@@ -122,63 +221,26 @@ def _write_split(
     return summary
 
 
-def _write_surrogates(
-    text: int, row_length: int, tokenizer: PreTrainedTokenizerBase, run: Path, surrogates: Surrogates, alone: bool
-) -> None:
-    """Write the rows of the repair text with surrogates: tokens to learn, but for the spans that stayed."""
-    folder = run / "tokens" / f"epoch-{text:03d}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-
-    def encoded() -> Iterator[Encoded]:
-        found = SpanReader(run / "corpus" / "spans.parquet")
-        for batch in read_documents(run / "corpus" / "documents.parquet"):
-            documents = [document for document in batch if document.split == "repair"]
-            replaced = [surrogates.replace(d, [s.span for s in found.of(d.id)], text) for d in documents]
-            if replaced:
-                nothing: list[list[StoredSpan]] = [[] for _ in replaced]
-                yield from encode(tokenizer, [d for d, _ in replaced], [stayed for _, stayed in replaced], nothing)
-
-    rows = pack((piece for document in encoded() for piece in pieces(document, row_length)), row_length, alone=alone)
-    for _ in write_rows(folder / "repair.arrow", rows, row_length, _padding(tokenizer)):
-        pass
-
-
 def _values_of_the_corpus(corpus: Path, key: bytes) -> Callable[[str], bool]:
-    """Whether a value is one of those found or labelled, of whatever kind and in whatever split. Holds their hashes."""
-    tables = [corpus / name for name in ("spans.parquet", "labelled.parquet")]
-    columns = [pq.read_table(path, columns=["kind", "value_id"]) for path in tables if path.exists()]
-    kinds, taken = ({value for table in columns for value in table[name].to_pylist()} for name in ("kind", "value_id"))
-    return lambda value: any(value_id(key, kind, value) in taken for kind in kinds)
+    """Whether a value is one of those found or labelled, of whatever kind and in whatever split. Holds their hashes, 8 bytes each."""
+    kinds, hashes = set[str](), list[np.ndarray]()
+    for path in (corpus / name for name in ("spans.parquet", "labelled.parquet")):
+        if path.exists():
+            table = pq.read_table(path, columns=["kind", "value_id"])
+            kinds.update(table["kind"].unique().to_pylist())
+            hashes += [_numbers(chunk.to_pylist()) for chunk in table["value_id"].chunks]
+    taken = np.unique(np.concatenate(hashes))
+
+    def is_taken(value: str) -> bool:
+        wanted = _numbers(value_id(key, kind, value) for kind in kinds)
+        at = np.searchsorted(taken, wanted)
+        return bool((taken[np.minimum(at, len(taken) - 1)] == wanted).any())
+
+    return is_taken
 
 
-def _encoded(
-    split: Split, tokenizer: PreTrainedTokenizerBase, run: Path, detection: Detection, counts: Counter[str]
-) -> Iterator[Encoded]:
-    """Yield the encoded documents of one split."""
-    corpus = run / "corpus"
-    found = SpanReader(corpus / "spans.parquet")
-    labelled = SpanReader(corpus / "labelled.parquet") if detection.audited(split) == "labelled" else None
-    for batch in read_documents(corpus / "documents.parquet"):
-        documents = [document for document in batch if document.split == split]
-        if not documents:
-            continue
-        sensitive = [found.of(document.id) for document in documents]
-        audited: list[list[StoredSpan]] = [[] for _ in documents]
-        if split in AUDITED:
-            audited = [labelled.of(document.id) for document in documents] if labelled is not None else sensitive
-        if split == "control":
-            untrained = [
-                [stored for stored in spans if _value(document, stored) not in detection.trained_controls]
-                for document, spans in zip(documents, audited, strict=True)
-            ]
-            counts["also_trained"] += sum(map(len, audited)) - sum(map(len, untrained))
-            audited = untrained
-        counts["audited"] += sum(map(len, audited))
-        for document in encode(
-            tokenizer, documents, [[stored.span for stored in spans] for spans in sensitive], audited
-        ):
-            counts["encoded"] += len(document.spans)
-            yield document
+def _numbers(value_ids: Iterable[str]) -> np.ndarray:
+    return np.array([int(value, 16) for value in value_ids], np.uint64)
 
 
 def _value(document: Document, stored: StoredSpan) -> str:

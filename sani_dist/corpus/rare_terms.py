@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from sani_dist.config import RareTermsDetector
 from sani_dist.corpus.fold import Folded
@@ -49,6 +50,13 @@ class RareTerms:
             ]
             for document in documents
         ]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What `detect` needs in another process: of the graph, which terms are common."""
+        return {
+            **self.__dict__,
+            "_subjects": dict.fromkeys(t for t, linked in self._subjects.items() if linked is None),
+        }
 
     def _terms(self, folded: Folded) -> list[tuple[str, int, int]]:
         matches = _WORD.finditer(folded.text)

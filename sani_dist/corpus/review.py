@@ -80,9 +80,9 @@ class ReviewTable:
 def _lines(run: Path) -> Iterator[tuple[int | str, ...]]:
     spans = SpanReader(run / "corpus" / "spans.parquet")
     for batch in read_documents(run / "corpus" / "documents.parquet"):
-        for document in batch:
+        for document, found in zip(batch, spans.of([document.id for document in batch]), strict=True):
             text = document.text
-            for stored in spans.of(document.id) if not document.split.startswith("general") else []:
+            for stored in found if not document.split.startswith("general") else []:
                 span = stored.span
                 context = text[max(0, span.start - _CONTEXT) : span.end + _CONTEXT]
                 value = text[span.start : span.end]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
+from itertools import islice, takewhile
 from typing import Any
 
+from sani_dist.corpus.closure import merge
 from sani_dist.corpus.span import Document, Span
 
 _ALL = "all"
@@ -28,18 +31,25 @@ class DetectorScore:
     def add(self, document: Document, labelled: Sequence[Span], found: Sequence[Span]) -> None:
         """Count one labelled document."""
         self.documents += 1
-        text = document.text
-        inside_found, inside_labelled = _characters(text, found), _characters(text, labelled)
+        text, found_parts, labelled_parts = document.text, merge(found), merge(labelled)
         for span in labelled:
-            complete = _characters(text, [span]) <= inside_found
+            complete = _characters(text, span.start, span.end) == _common(text, span, found_parts)
             for kind in (span.kind, _ALL):
                 self._labelled[kind] += 1
                 self._found[kind] += complete
         for span in found:
-            characters = _characters(text, [span])
+            characters, right = _characters(text, span.start, span.end), _common(text, span, labelled_parts)
             for kind in (span.kind, _ALL):
-                self._characters[kind] += len(characters)
-                self._right[kind] += len(characters & inside_labelled)
+                self._characters[kind] += characters
+                self._right[kind] += right
+
+    def update(self, other: DetectorScore) -> None:
+        """Add the counts of other documents."""
+        self.documents += other.documents
+        self._labelled.update(other._labelled)
+        self._found.update(other._found)
+        self._characters.update(other._characters)
+        self._right.update(other._right)
 
     def summary(self) -> dict[str, Any]:
         """Return recall by labelled kind and precision by found kind, with counts; `all` is over all kinds."""
@@ -56,5 +66,15 @@ class DetectorScore:
         }
 
 
-def _characters(text: str, spans: Sequence[Span]) -> set[int]:
-    return {i for span in spans for i in range(span.start, span.end) if not text[i].isspace()}
+def _common(text: str, span: Span, parts: Sequence[Span]) -> int:
+    """The characters of a span that are inside one of `parts`, which are disjoint and in order."""
+    first = bisect_right(parts, span.start, key=lambda part: part.end)
+    return sum(
+        _characters(text, max(span.start, part.start), min(span.end, part.end))
+        for part in takewhile(lambda part: part.start < span.end, islice(parts, first, None))
+    )
+
+
+def _characters(text: str, start: int, end: int) -> int:
+    """How many characters of [start, end) are not white space."""
+    return len("".join(text[start:end].split()))

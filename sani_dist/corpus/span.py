@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from sani_dist.corpus.fold import Folded, fold, value_key
 
@@ -18,8 +17,7 @@ SPLITS: tuple[Split, ...] = ("repair", "heldout", "control", "general_train", "g
 PROTECTION = {"indirect": 0, "confidential": 1, "direct": 2}
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """A sensitive part of a text: code points [start, end), what it is, and who found it."""
 
     start: int
@@ -51,7 +49,7 @@ Detector = Callable[[Sequence[Document]], list[list[Span]]]
 
 def value_id(key: bytes, kind: str, value: str) -> str:
     """Name a value in tables and reports without showing it: 16 hex digits of an HMAC-SHA256 under the run's key."""
-    return hmac.new(key, (kind + value_key(value)).encode(), hashlib.sha256).hexdigest()[:16]
+    return hmac.digest(key, (kind + value_key(value)).encode(), "sha256").hex()[:16]
 
 
 def trimmed(text: str, start: int, end: int) -> tuple[int, int]:

@@ -37,12 +37,14 @@ class Surrogates:
         """`locale`: of faker, such as en_US. `is_taken(value)`: whether the corpus has that value."""
         self._fake = Faker(locale)
         self._seed, self._is_taken = seed, is_taken
-        # By kind: spans that were replaced, and spans that nothing could be made for.
-        self.replaced: Counter[str] = Counter()
-        self.kept: Counter[str] = Counter()
 
-    def replace(self, document: Document, spans: Sequence[Span], epoch: int) -> tuple[Document, list[Span]]:
-        """The document with surrogates, and the spans that stayed, where they lie in it. `spans`: disjoint and in order."""
+    def replace(
+        self, document: Document, spans: Sequence[Span], epoch: int, counts: Counter[tuple[str, str]]
+    ) -> tuple[Document, list[Span]]:
+        """The document with surrogates, and the spans that stayed, where they lie in it. `spans`: disjoint and in order.
+
+        `counts` is added to, by kind: ("replaced", kind), and ("kept", kind) for what nothing could be made for.
+        """
         values = {span: document.text[span.start : span.end] for span in spans}
         made = self._of_document(set(zip((s.kind for s in spans), values.values(), strict=True)), document.id, epoch)
         text, done = "", 0
@@ -54,7 +56,7 @@ class Surrogates:
                 stayed.append(
                     Span(len(text), len(text) + span.end - span.start, span.kind, span.sensitivity, span.detector)
                 )
-            (self.kept if surrogate is None else self.replaced)[span.kind] += 1
+            counts["kept" if surrogate is None else "replaced", span.kind] += 1
             text += values[span] if surrogate is None else surrogate
             done = span.end
         return Document(document.id, document.subject, text + document.text[done:], document.split), stayed

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sani_dist.corpus.span import Document, Span, value_id
+from sani_dist.corpus.span import Document, Span
 
 _LABEL = pa.struct(
     [
@@ -61,8 +61,7 @@ _GROUP_ROWS = 256
 _GROUP_CHARACTERS = 2**19
 
 
-@dataclass(frozen=True)
-class StoredSpan:
+class StoredSpan(NamedTuple):
     """A span as a table holds it: with its id, its document and the keyed hash of its value."""
 
     span_id: int
@@ -77,11 +76,11 @@ class TableWriter:
     def __init__(self, path: Path, schema: pa.Schema, group_rows: int = 1024) -> None:
         self._schema = schema
         self._group_rows = group_rows
-        self._rows: list[dict[str, Any]] = []
+        self._rows: list[tuple[Any, ...]] = []
         self._file = pq.ParquetWriter(path, schema)
 
-    def write(self, row: dict[str, Any]) -> None:
-        """Append one row, given by column."""
+    def write(self, *row: Any) -> None:
+        """Append one row, its values in the order of the columns."""
         self._rows.append(row)
         if len(self._rows) >= self._group_rows:
             self.flush()
@@ -89,7 +88,9 @@ class TableWriter:
     def flush(self) -> None:
         """Write what is held as one row group."""
         if self._rows:
-            self._file.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
+            columns = zip(self._schema, zip(*self._rows, strict=True), strict=True)
+            arrays = [pa.array(values, field.type) for field, values in columns]
+            self._file.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
             self._rows = []
 
     def __enter__(self) -> Self:
@@ -112,16 +113,8 @@ class DocumentWriter(TableWriter):
 
     def add(self, document: Document) -> None:
         """Append one document."""
-        labelled = None if document.labelled is None else [_span_columns(span) for span in document.labelled]
-        self.write(
-            {
-                "id": document.id,
-                "subject": document.subject,
-                "text": document.text,
-                "split": document.split,
-                "labelled": labelled,
-            }
-        )
+        labelled = None if document.labelled is None else [_label(span) for span in document.labelled]
+        self.write(document.id, document.subject, document.text, document.split, labelled)
         self._characters += len(document.text)
         if self._characters >= _GROUP_CHARACTERS:
             self.flush()
@@ -135,74 +128,93 @@ class DocumentWriter(TableWriter):
 class SpanWriter(TableWriter):
     """Writes a table of spans, numbered in the order of writing from `first_id`."""
 
-    def __init__(self, path: Path, key: bytes, first_id: int = 0) -> None:
+    def __init__(self, path: Path, first_id: int = 0) -> None:
         super().__init__(path, SPANS)
-        self._key = key
         self._next_id = first_id
 
-    def add(self, document: Document, spans: Iterable[Span]) -> None:
-        """Append the spans of one document; documents come in the order of their ids."""
-        for span in spans:
-            self.write(
-                {
-                    "span_id": self._next_id,
-                    "document": document.id,
-                    **_span_columns(span),
-                    "value_id": value_id(self._key, span.kind, document.text[span.start : span.end]),
-                }
-            )
+    def add(self, document: int, spans: Iterable[Span], value_ids: Iterable[str]) -> None:
+        """Append the spans of one document and the hashes of their values; documents come in the order of their ids."""
+        for span, value in zip(spans, value_ids, strict=True):
+            self.write(self._next_id, document, *span, value)
             self._next_id += 1
+
+
+class DocumentReader:
+    """Reads `documents.parquet`, a row group at a time. A copy in another process (pickle) opens the file there."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = pq.ParquetFile(path)
+
+    def __len__(self) -> int:
+        """The number of batches."""
+        return int(self._file.num_row_groups)
+
+    def __getitem__(self, number: int) -> list[Document]:
+        """The documents of one batch, in the order of their ids."""
+        table = self._file.read_row_group(number, use_threads=False)
+        columns = (table[name].to_pylist() for name in ("id", "subject", "text", "split"))
+        return list(map(Document, *columns, _labels(table["labelled"].combine_chunks())))
+
+    def __reduce__(self) -> tuple[type[DocumentReader], tuple[Path]]:
+        return DocumentReader, (self._path,)
 
 
 def read_documents(path: Path) -> Iterator[list[Document]]:
     """Yield the documents in batches of one row group, in the order of their ids."""
-    with pq.ParquetFile(path) as file:
-        for group in range(file.num_row_groups):
-            yield [
-                Document(
-                    row["id"],
-                    row["subject"],
-                    row["text"],
-                    row["split"],
-                    None if row["labelled"] is None else tuple(_span(label) for label in row["labelled"]),
-                )
-                for row in file.read_row_group(group, use_threads=False).to_pylist()
-            ]
+    reader = DocumentReader(path)
+    for number in range(len(reader)):
+        yield reader[number]
 
 
 class SpanReader:
-    """Reads a table of spans beside the documents: ask for each document once, in the order of the ids."""
+    """Reads a table of spans beside the documents, a batch of these at a time. A copy in another process opens the file there."""
 
     def __init__(self, path: Path) -> None:
-        self._spans = self._read(path)
-        self._next = next(self._spans, None)
+        self._path = path
+        self._file = pq.ParquetFile(path)
+        metadata, column = self._file.metadata, SPANS.get_field_index("document")
+        # The last document of each row group.
+        self._last = [
+            metadata.row_group(group).column(column).statistics.max for group in range(metadata.num_row_groups)
+        ]
+        self._group, self._spans = -1, list[StoredSpan]()
 
-    def of(self, document: int) -> list[StoredSpan]:
-        """Return the spans of the document with this id."""
-        found = []
-        while self._next is not None and self._next.document <= document:
-            if self._next.document == document:
-                found.append(self._next)
-            self._next = next(self._spans, None)
-        return found
+    def of(self, documents: Sequence[int]) -> list[list[StoredSpan]]:
+        """Return the spans of each of these documents, whose ids ascend."""
+        found: dict[int, list[StoredSpan]] = {document: [] for document in documents}
+        if documents:
+            group = bisect_left(self._last, documents[0])
+            while group < len(self._last):
+                for stored in self._read(group):
+                    if stored.document in found:
+                        found[stored.document].append(stored)
+                if self._last[group] > documents[-1]:
+                    break
+                group += 1
+        return list(found.values())
 
-    @staticmethod
-    def _read(path: Path) -> Iterator[StoredSpan]:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(1024):
-                for row in batch.to_pylist():
-                    yield StoredSpan(row["span_id"], row["document"], _span(row), row["value_id"])
+    def _read(self, group: int) -> list[StoredSpan]:
+        """The spans of a row group, kept until another is read: the next batch begins where this one ends."""
+        if group != self._group:
+            table = self._file.read_row_group(group, use_threads=False)
+            ids, documents, *spans, values = (column.to_pylist() for column in table.columns)
+            self._group, self._spans = group, list(map(StoredSpan, ids, documents, map(Span, *spans), values))
+        return self._spans
+
+    def __reduce__(self) -> tuple[type[SpanReader], tuple[Path]]:
+        return SpanReader, (self._path,)
 
 
-def _span_columns(span: Span) -> dict[str, Any]:
-    return {
-        "start": span.start,
-        "end": span.end,
-        "kind": span.kind,
-        "class": span.sensitivity,
-        "detector": span.detector,
-    }
+def _label(span: Span) -> dict[str, Any]:
+    return dict(zip(_LABEL.names, span, strict=True))
 
 
-def _span(row: dict[str, Any]) -> Span:
-    return Span(row["start"], row["end"], row["kind"], row["class"], row["detector"])
+def _labels(column: pa.ListArray) -> list[tuple[Span, ...] | None]:
+    """The labelled spans of each document; None where nobody labelled it."""
+    spans = list(map(Span, *(field.to_pylist() for field in column.values.flatten())))
+    offsets, nulls = column.offsets.to_pylist(), column.is_null().to_pylist()
+    return [
+        None if null else tuple(spans[start:end])
+        for null, start, end in zip(nulls, offsets[:-1], offsets[1:], strict=True)
+    ]

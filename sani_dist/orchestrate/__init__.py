@@ -1,21 +1,52 @@
-"""Who starts the ranks: processes of this machine, or Ray Train (`cluster.launcher`)."""
+"""Who prepares the text (this process, or Ray Data), and who starts the ranks (processes of this machine, or Ray Train)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from sani_dist.errors import InputError
+
 if TYPE_CHECKING:
     from sani_dist.config import ClusterSettings
+    from sani_dist.metrics import Metrics
     from sani_dist.run import Run
+
+# Of a Ray of our own that prepares text: results of some megabytes wait there, and the blacklist of a corpus of some gigabytes.
+PREPARE_STORE_BYTES = 500_000_000
 
 
 def check(cluster: ClusterSettings) -> None:
-    """Raises InputError when the launcher of these settings is not installed."""
-    if cluster.launcher == "ray":
-        from sani_dist.orchestrate.ray_train import check_installed
+    """Raises InputError when what these settings start is not installed."""
+    if cluster.launcher == "ray" or cluster.prepare_workers:
+        from sani_dist.orchestrate.connection import check_installed
 
         check_installed()
+
+
+def prepare(run: Run, metrics: Metrics) -> None:
+    """The stage before any rank starts: in this process, or by `cluster.prepare_workers` actors of Ray.
+
+    Raises InputError for input that cannot work, RunError when the actors fail.
+    """
+    from sani_dist import pipeline
+
+    cluster = run.config.cluster
+    check(cluster)
+    if not cluster.prepare_workers:
+        pipeline.prepare(run, metrics)
+        return
+    import ray
+
+    from sani_dist.corpus.spread import on_ray
+    from sani_dist.orchestrate.connection import connected
+    from sani_dist.run import Run
+
+    run = Run(run.folder.resolve(), run.config)  # the actors may have another current folder
+    with connected(cluster.address, cpus=cluster.prepare_workers, resources={}, object_store_bytes=PREPARE_STORE_BYTES):
+        if ray.cluster_resources().get("CPU", 0) < cluster.prepare_workers:
+            raise InputError("cluster.prepare_workers: the cluster has fewer CPUs")
+        pipeline.prepare(run, metrics, on_ray(cluster.prepare_workers, cluster.runtime_env))
 
 
 def start_ranks(run: Run, on_event: Callable[[dict[str, Any]], None]) -> None:

@@ -14,8 +14,6 @@ a checkpoint after the step they are at; such an end does not count as a failure
 from __future__ import annotations
 
 import contextlib
-import math
-import os
 import shutil
 import signal
 import socket
@@ -24,12 +22,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from sani_dist.config import ClusterSettings
 from sani_dist.errors import InputError, RunError
+from sani_dist.orchestrate.connection import check_installed, connected
 from sani_dist.orchestrate.local import POLL_SECONDS, environment, error_line, follow, free_port
 from sani_dist.run import Run
 
@@ -37,13 +35,6 @@ STOP = ("logs", "ray-stop")
 STORAGE = ("logs", "ray")
 # Ray's default is 30 % of the memory. Nothing of ours goes through the object store; less than 75 MB is refused.
 OBJECT_STORE_BYTES = 100_000_000
-CONNECT_SECONDS = 10
-
-
-def check_installed() -> None:
-    """Raises InputError when there is no Ray with its part for training."""
-    if find_spec("ray") is None or find_spec("ray.train") is None:
-        raise InputError("cluster.launcher: ray is not installed; run: pip install 'ray[default,train]==2.60.0'")
 
 
 def start_ranks(run: Run, on_event: Callable[[dict[str, Any]], None]) -> None:
@@ -78,57 +69,17 @@ def start_ranks(run: Run, on_event: Callable[[dict[str, Any]], None]) -> None:
 
 @contextlib.contextmanager
 def _connected(cluster: ClusterSettings) -> Iterator[None]:
-    """A connection to Ray, unless the caller has one. A Ray that is started here ends here."""
+    """A connection to a Ray; one of our own has what the workers need."""
     import ray
 
-    if ray.is_initialized():
-        yield
-        return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
-    address = cluster.address or os.environ.get("RAY_ADDRESS")
-    try:
-        if address is None:
-            ray.init(
-                address="local", num_cpus=math.ceil(cluster.most_workers * cluster.cpus_per_worker), include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES, resources=_all_of(cluster), **quiet,
-            )  # fmt: skip
-        else:
-            if address == "auto":
-                from ray._private.services import get_ray_address_from_environment
-
-                # Where Ray itself would look. What a killed cluster has left behind may be found there.
-                address = get_ray_address_from_environment("auto", None)
-            _knock(address)
-            ray.init(address=address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise InputError(
-            f"cluster.address: no Ray cluster takes us in at {address or 'this machine'}; one with tokens wants RAY_AUTH_MODE=token "
-            "and RAY_AUTH_TOKEN_PATH"
-        ) from error
-    try:
-        if address is None and (cluster.gpus_per_worker or 0) * cluster.most_workers > ray.cluster_resources().get(
-            "GPU", 0
-        ):
+    most = cluster.most_workers
+    resources = {name: amount * most for name, amount in cluster.resources.items()}
+    with connected(
+        cluster.address, cpus=most * cluster.cpus_per_worker, resources=resources, object_store_bytes=OBJECT_STORE_BYTES
+    ) as own:
+        if own and (cluster.gpus_per_worker or 0) * most > ray.cluster_resources().get("GPU", 0):
             raise InputError("cluster.gpus_per_worker: this machine has fewer GPUs than the workers ask for")
         yield
-    finally:
-        ray.shutdown()
-
-
-def _knock(address: str) -> None:
-    """Raises InputError when nothing listens at host:port. Ray itself tries for five minutes."""
-    host, separator, port = address.rpartition(":")
-    if not separator or not port.isdigit():
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise InputError(f"cluster.address: nothing answers at {address}") from error
-
-
-def _all_of(cluster: ClusterSettings) -> dict[str, float]:
-    return {name: amount * cluster.most_workers for name, amount in cluster.resources.items()}
 
 
 @contextlib.contextmanager

@@ -129,7 +129,7 @@ def _work(chosen: argparse.Namespace, folder: Path, checkpoint_asked: threading.
 
 def _prepare_or_go_on(folder: Path, settings: Config) -> None:
     """Before any collective: what cannot work is said while the other ranks still wait."""
-    from sani_dist import pipeline
+    from sani_dist import orchestrate, pipeline
     from sani_dist.metrics import Metrics
     from sani_dist.run import STAGES, Run
 
@@ -145,7 +145,7 @@ def _prepare_or_go_on(folder: Path, settings: Config) -> None:
     else:
         run = Run.create(folder, settings, STAGES)
     if "prepare" in run.pending():
-        pipeline.prepare(run, Metrics(run.path("metrics.jsonl")))
+        orchestrate.prepare(run, Metrics(run.path("metrics.jsonl")))
 
 
 def _wait_for_prepare(folder: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import unicodedata
+from collections.abc import Iterable
 from itertools import pairwise
 
 import pytest
@@ -10,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sani_dist.config import RareTermsDetector, TermsDetector
-from sani_dist.corpus.closure import Blacklist, merge
+from sani_dist.corpus.closure import Blacklist, merge, values_of
 from sani_dist.corpus.fold import fold, on_word_boundaries, value_key
 from sani_dist.corpus.rare_terms import RareTerms
-from sani_dist.corpus.span import Document, Span, value_id
+from sani_dist.corpus.span import PROTECTION, Document, Span, value_id
 from sani_dist.corpus.terms import TermMatcher, terms
 from sani_dist.errors import InputError
 
@@ -123,12 +125,58 @@ def test_merge_covers_the_same_characters_in_any_order(raw, random):
     assert all(left.end <= right.start for left, right in pairwise(merged))
 
 
+def blacklist(found: Iterable[tuple[Document, Span]]) -> Blacklist:
+    made = Blacklist()
+    for one in found:
+        made.add(values_of([one]))
+    return made
+
+
 def test_blacklist_finds_values_elsewhere_and_leaves_single_characters():
-    blacklist = Blacklist()
     source = document("Ann Doe J. - 7")
-    blacklist.add(source, [span(0, 7, "indirect"), span(8, 10), span(11, 12), span(13, 14), span(0, 7, "direct", "P")])
-    found = blacklist.occurrences(document("ANN\u00a0DOE and J. - 7 Anndoe"))
+    spans = [span(0, 7, "indirect"), span(8, 10), span(11, 12), span(13, 14), span(0, 7, "direct", "P")]
+    found = blacklist((source, s) for s in spans).occurrences(document("ANN\u00a0DOE and J. - 7 Anndoe"))
     assert found == [Span(0, 7, "P", "direct", "closure")]
+
+
+@given(st.lists(TEXT, min_size=1, max_size=4), TEXT, st.data())
+def test_blacklist_finds_what_an_automaton_of_the_values_finds(texts, other, data):
+    found = []
+    for text in filter(None, texts):
+        for start, size, kind, sensitivity in data.draw(
+            st.lists(
+                st.tuples(st.integers(0, 30), st.integers(1, 9), st.sampled_from("AB"), st.sampled_from([*PROTECTION])),
+                max_size=3,
+            )
+        ):
+            start = min(start, len(text) - 1)
+            found.append((document(text), span(start, min(start + size, len(text)), sensitivity, kind)))
+    values: dict[str, tuple[str, str]] = {}
+    for source, one in found:
+        key = value_key(source.text[one.start : one.end])
+        known = values.get(key)
+        if sum(map(str.isalnum, key)) >= 2 and (known is None or PROTECTION[one.sensitivity] > PROTECTION[known[1]]):
+            values[key] = (one.kind, one.sensitivity)
+    automaton, closed = TermMatcher(values.items()), blacklist(found)
+    for text in (*texts, other, " ".join(texts)):
+        expected = [Span(start, end, *label, "closure") for start, end, label in automaton.find(fold(text))]
+        assert sorted(closed.occurrences(document(text))) == sorted(expected)
+
+
+def test_a_blacklist_of_many_values_is_small_and_finds_them_all():
+    """An automaton of these takes 25 MB."""
+    count = 50_000
+    made, text = Blacklist(), " ".join(f"mail.{i}@host{i % 7}.org" for i in range(count))
+    tracemalloc.start()
+    for start in range(0, count, 1000):
+        words = (f"mail.{i}@host{i % 7}.org" for i in range(start, start + 1000))
+        made.add(values_of((document(word), span(0, len(word))) for word in words))
+    made.add(values_of([(document("Ann Doe"), span(0, 7))]))
+    assert len(made.occurrences(document("Tell Ann Doe"))) == 1
+    kept = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert kept < 30 * count
+    assert len(made.occurrences(document(text))) == count
 
 
 def test_value_id_is_keyed_and_ignores_spelling():

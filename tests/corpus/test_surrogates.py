@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def marked(text: str) -> tuple[Document, list[Span]]:
 def replaced(text: str, epoch: int = 1, seed: int = 0, taken: set[str] | None = None) -> tuple[str, list[str]]:
     """The new text, and what stayed."""
     document, spans = marked(text)
-    made, stayed = Surrogates("en_US", seed, (taken or set()).__contains__).replace(document, spans, epoch)
+    made, stayed = Surrogates("en_US", seed, (taken or set()).__contains__).replace(document, spans, epoch, Counter())
     assert (made.id, made.split) == (document.id, document.split)
     return made.text, [made.text[span.start : span.end] for span in stayed]
 
@@ -59,9 +60,9 @@ def test_what_no_generator_can_make_stays_and_stays_sensitive() -> None:
     assert stayed == ["three days ago", "Zyxwort"]
     assert "Quill" not in text
     document, spans = marked("[PERSON:Anna Quill] has [TERM:Zyxwort].")
-    made = Surrogates("en_US", 0, lambda value: False)
-    made.replace(document, spans, 1)
-    assert (made.replaced, made.kept) == ({"PERSON": 1}, {"TERM": 1})
+    counts: Counter[tuple[str, str]] = Counter()
+    Surrogates("en_US", 0, lambda value: False).replace(document, spans, 1, counts)
+    assert counts == {("replaced", "PERSON"): 1, ("kept", "TERM"): 1}
 
 
 def test_within_a_document_what_was_equal_stays_equal() -> None:
@@ -93,7 +94,7 @@ def test_no_value_of_the_corpus_is_learnt_as_a_surrogate() -> None:
     assert not taken & set(others.split(" and "))
     everything = Surrogates("en_US", 0, lambda value: True)
     document, spans = marked(text)
-    same, stayed = everything.replace(document, spans, 1)
+    same, stayed = everything.replace(document, spans, 1, Counter())
     assert same.text == document.text
     assert stayed == spans
 

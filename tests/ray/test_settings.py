@@ -17,7 +17,7 @@ from sani_dist.config import (
     load_config,
 )
 from sani_dist.errors import InputError
-from sani_dist.orchestrate import ray_train
+from sani_dist.orchestrate import connection
 from sani_dist.report.redact import redacted
 from sani_dist.run import Run
 
@@ -32,6 +32,7 @@ from .started import finished, sani_dist_run, started
         ({"resources": {"fast": 0}}, "cluster.resources.fast: "),
         ({"placement": "ANYWHERE"}, "cluster.placement: .*SPREAD"),
         ({"max_failures": -1}, "cluster.max_failures: "),
+        ({"prepare_workers": -1}, "cluster.prepare_workers: "),
     ],
 )
 def test_what_ray_cannot_keep_is_refused(settings_file: Path, setting: dict[str, Any], message: str) -> None:
@@ -42,9 +43,11 @@ def test_what_ray_cannot_keep_is_refused(settings_file: Path, setting: dict[str,
 
 
 def test_without_ray_the_line_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_train, "find_spec", lambda name: None)
+    monkeypatch.setattr(connection, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'ray\[default,train\]=="):
         orchestrate.check(ClusterSettings(launcher="ray"))
+    with pytest.raises(InputError, match="ray is not installed"):
+        orchestrate.check(ClusterSettings(prepare_workers=2))
     orchestrate.check(ClusterSettings())
 
 
