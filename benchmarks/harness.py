@@ -200,6 +200,11 @@ def peak_memory() -> Iterator[dict[str, int]]:
         peak["anonymous"] = _anonymous(max(highest, end, key=_anonymous)) - _anonymous(start)
 
 
+def highest_rss() -> int:
+    """Bytes of resident memory of this process at their highest since it began."""
+    return _status()["VmHWM"]
+
+
 def _status() -> dict[str, int]:
     lines = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
     return {words[0].rstrip(":"): int(words[1]) * 1024 for words in lines if words[-1] == "kB"}

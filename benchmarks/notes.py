@@ -51,19 +51,34 @@ def prepare(folder: Path, documents: int) -> tuple[Path, Path]:
 
 def write_mixed_notes(path: Path, count: int, seed: int) -> None:
     """Write `count` documents, JSONL with `text` and `spans`, as the demo's notes have them."""
-    draw = random.Random(seed)
-    sizes = [min(draw.lognormvariate(0, SIGMA) * MEDIAN_CHARACTERS, MOST_CHARACTERS) for _ in range(count)]
-    notes = _notes(seed)
     with path.open("w", encoding="utf-8") as file:
-        for size in sizes:
-            text, spans = "", list[dict[str, Any]]()
-            while len(text) < size:
-                note = next(notes)
-                spans += [{**s, "start": s["start"] + len(text), "end": s["end"] + len(text)} for s in note["spans"]]
-                text += note["text"] + "\n"
-            cut = text.find("\n", int(size))
-            kept = [span for span in spans if span["end"] <= cut]
-            file.write(json.dumps({"text": text[:cut], "spans": kept}) + "\n")
+        file.writelines(itertools.islice(_mixed_notes(seed), count))
+
+
+def write_megabytes_of_notes(path: Path, megabytes: float, seed: int) -> None:
+    """Write such documents until the file has that size."""
+    with path.open("w", encoding="utf-8") as file:
+        written = 0
+        for line in _mixed_notes(seed):
+            if written >= megabytes * 1e6:
+                break
+            written += file.write(line)  # characters: JSON escapes what is not ASCII
+
+
+def _mixed_notes(seed: int) -> Iterator[str]:
+    """Documents without end, one a line."""
+    draw = random.Random(seed)
+    notes = _notes(seed)
+    while True:
+        size = min(draw.lognormvariate(0, SIGMA) * MEDIAN_CHARACTERS, MOST_CHARACTERS)
+        text, spans = "", list[dict[str, Any]]()
+        while len(text) < size:
+            note = next(notes)
+            spans += [{**s, "start": s["start"] + len(text), "end": s["end"] + len(text)} for s in note["spans"]]
+            text += note["text"] + "\n"
+        cut = text.find("\n", int(size))
+        kept = [span for span in spans if span["end"] <= cut]
+        yield json.dumps({"text": text[:cut], "spans": kept}) + "\n"
 
 
 def _notes(seed: int) -> Iterator[dict[str, Any]]:

@@ -15,11 +15,13 @@ import frozen_trunk
 import harness
 import load
 import masked_ce
+import prepare
 import repair_step
 import scaling
 from bars import bars
 
 BENCHMARKS = {
+    "prepare": prepare,
     "load": load,
     "erase": erase,
     masked_ce.CPU_RESULTS: masked_ce,
