@@ -120,6 +120,11 @@ def test_no_layer_left_below_those_that_are_trained(refused: Callable[..., None]
     refused("repair.trainable: last 3, but the model has 3 layers", repair={"trainable": {"last": 3}})
 
 
+def test_more_tokens_to_keep_than_there_are(refused: Callable[..., None]) -> None:
+    too_many = {"objectives": {"kl": 1.0, "kl_top": 10**6}}
+    refused("repair.objectives.kl_top: expected fewer tokens than the vocabulary has", repair=too_many)
+
+
 def test_a_base_of_another_model(refused: Callable[..., None], gpt2_folder: Path, tmp_path: Path) -> None:
     base = {"erase": {"reset": "base"}}
     refused("model.base: its tensors are not those of model.path", model={"base": str(gpt2_folder)}, **base)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -47,16 +47,18 @@ class Plain:
         return compute(self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state)
 
 
-def test_integrated_gradients_add_up_to_what_a_layer_does() -> None:
+# The heads of a mixture turn its router over from one expert to another, which no slope shows.
+@pytest.mark.parametrize(("family", "units"), [("GPT-2", "both"), ("Mixtral", "mlp")])
+def test_integrated_gradients_add_up_to_what_a_layer_does(family: str, units: Literal["mlp", "both"]) -> None:
     """Completeness (arXiv 1703.01365): over all units of a group, what the loss loses when they are all turned off."""
-    engine: Any = Plain(build(FAMILIES["GPT-2"], 50))
+    engine: Any = Plain(build(FAMILIES[family], 50))
     batch = Batch(IDS, *(torch.zeros_like(IDS),) * 3)
 
     def loss(hidden: torch.Tensor) -> torch.Tensor:
         return hidden.square().mean(dim=(0, 1)).log().sum()
 
     whole = engine.forward(IDS, IDS, loss).detach()
-    for group in last_units(engine.model, 1, "both"):
+    for group in last_units(engine.model, 1, units):
         with watched([group], scale=0.0), torch.no_grad():
             done = float(whole - engine.forward(IDS, IDS, loss))
         fine, coarse, at_end = (
