@@ -156,6 +156,12 @@ def attacks(run: Run) -> list[Result]:
     return [Result.of(entry) for entry in json.loads(path.read_text())["results"]] if path.exists() else []
 
 
+def regime(run: Run) -> str:
+    """Whether a run's forgetting is reversible and catastrophic, in a sentence of its report; empty where that cannot be told."""
+    path = run.path("report", "report.json")
+    return str(json.loads(path.read_text()).get("regime", "")) if path.exists() else ""
+
+
 def report(folder: Path, limits: Mapping[str, float] | None = None) -> Path:
     """Write the report of a finished run again; returns its page. `limits` (names of `verify` settings) go before the run's own."""
     from sani_dist.report import write_report
@@ -197,13 +203,15 @@ def check_disk(folder: Path, needed: int) -> None:
 
 
 def _execute(run: Run, on_event: OnEvent) -> Run:
-    from sani_dist import orchestrate
+    from sani_dist import orchestrate, pipeline
     from sani_dist.metrics import Metrics
     from sani_dist.report import write_report
 
     try:
         if "prepare" in run.pending():
             orchestrate.prepare(run, Metrics(run.path("metrics.jsonl"), on_event=on_event))
+        if "attack" in run.pending():
+            pipeline.prepare_attack(run)
         if run.pending() == ["report"]:
             write_report(run)
         elif run.pending():

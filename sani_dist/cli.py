@@ -122,7 +122,9 @@ def attack(
     gold: Annotated[Path | None, typer.Option("--gold", help="a model that never saw the sensitive text, to compare with")] = None,
     overrides: Overrides = None,
 ) -> None:  # fmt: skip
-    """What an attacker with the weights gets out: other prompts, logit lens, quantisation, drift, relearning. Changes no model.
+    """What an attacker with the weights gets out or reads inside: prompts, statements, logit lens, probes, quantisation, drift, relearning.
+
+    Changes no model.
 
     Example: `sani-dist attack run --set attack.relearn_epochs=3`
     """
@@ -398,6 +400,7 @@ def _show(folder: Path) -> None:
         console.print(audit_table(audits), kinds_table(audits))
         if results := api.attacks(finished):
             console.print(attack_table(results))
+            console.print(api.regime(finished), highlight=False)
         console.print(f"measurements: {folder / 'audit'}", soft_wrap=True)
     page = finished.path("report", "index.html")
     if page.exists():

@@ -361,17 +361,26 @@ class AuditSettings(Settings):
 class AttackSettings(Settings):
     """What an attacker who has the weights tries. `sani-dist attack` makes these; a run does not."""
 
-    attacks: tuple[Literal["prompts", "lens", "quantise", "drift", "relearn"], ...] = Field(
-        ("prompts", "lens", "quantise", "drift", "relearn"), description="which are made; relearning costs most"
+    attacks: tuple[Literal["prompts", "statement", "lens", "probe", "quantise", "drift", "relearn"], ...] = Field(
+        ("prompts", "statement", "lens", "probe", "quantise", "drift", "relearn"),
+        description="which are made; relearning costs most",
     )
     gold: Path | None = Field(
         None,
         description="model that never saw the sensitive text, trained on the rest: what each attack gets out of it is nobody's memory",
     )
+    related: str | None = Field(
+        None,
+        description="documents of the same format about others, which the attacker of relearning has; default: corpus.heldout, else "
+        "corpus.control",
+    )
     relearn_epochs: Annotated[float, Field(gt=0)] = Field(2, description="passes of the attacker over related text")
     relearn_rate: Annotated[float, Field(gt=0)] = Field(1e-4, description="learning rate of the attacker")
     prompt_spans: Annotated[int, Field(ge=1)] = Field(
         200, description="spans that are asked for with other prompts, and as many of the control"
+    )
+    probe_spans: Annotated[int, Field(ge=8)] = Field(
+        1000, description="spans that probes learn from, and as many that they are tested on, and of the control"
     )
     drift_tokens: Annotated[int, Field(ge=8)] = Field(1024, description="tokens whose hidden states are compared")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -606,6 +615,7 @@ _PATHS = (
     "corpus.general",
     "audit.reference",
     "attack.gold",
+    "attack.related",
     "cluster.ds_config",
 )
 

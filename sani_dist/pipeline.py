@@ -12,7 +12,7 @@ import shutil
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -35,6 +35,7 @@ from sani_dist.corpus import PackedRows
 from sani_dist.corpus import prepare as prepare_corpus
 from sani_dist.corpus.kinds import KindRows
 from sani_dist.corpus.masking import HiddenRows, Masking, every_token
+from sani_dist.corpus.prepare import write_plain
 from sani_dist.corpus.rows import LEARN, SENSITIVE, Rows
 from sani_dist.corpus.span import SPLITS
 from sani_dist.corpus.spread import Spread
@@ -69,6 +70,8 @@ from sani_dist.run import STAGES, Run, build
 from sani_dist.tracking import Curves, check_installed
 
 AUDIT_SCHEMA = 1
+# Of `attack.related`, in the folder of the tokens.
+RELATED = "related.arrow"
 
 
 # Before the ranks
@@ -178,6 +181,14 @@ def prepare(run: Run, metrics: Metrics, spread: Spread = map) -> None:
     )  # fmt: skip
     outputs = [p for folder in ("corpus", "tokens") for p in sorted(run.path(folder).rglob("*")) if p.is_file()]
     run.mark_done("prepare", [source, *outputs])
+
+
+def prepare_attack(run: Run) -> None:
+    """Tokens of the text that only an attacker has. One process."""
+    if run.config.attack.related is not None:
+        path = run.path("tokens", RELATED)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        build(path, partial(write_plain, run.config.attack.related, run.config.corpus, tokenizer_of(run.config)))
 
 
 def _hashes(model: ModelSettings) -> dict[str, str]:
@@ -571,8 +582,9 @@ class _Worker:
         settings, path = self.config.attack, self.run.path("audit", "attacks.json")
         sanitised = self.run.path("model") if "export" in self.run.stages else None
         splits: dict[str, PackedRows] = {s: r for s in SPLITS if (r := self._rows(s)) is not None and len(r)}
+        related = None if settings.related is None else PackedRows(self.run.path("tokens", RELATED))
         scene = Scene(
-            splits, self.corpus, tokenizer_of(self.config), self._load,
+            splits, related, self.corpus, tokenizer_of(self.config), self._load,
             before=self.config.model.source if sanitised is not None else None,
             settings=settings, audit=self.config.audit, repair=self.config.repair,
         )  # fmt: skip

@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from sani_dist.attack.result import ATTACKED, Result
+from sani_dist.attack.result import ATTACKED, GOLD, PREFERENCE, Result
+from sani_dist.audit.measurement import Measurement
 from sani_dist.report.catalogue import POPULATIONS
 from sani_dist.run import Run
 
@@ -130,21 +131,38 @@ def audit_table(audits: dict[str, list[dict[str, Any]]], title: str = "Audit") -
 
 
 def attack_table(results: Sequence[Result]) -> Table:
-    """What each attack got out, beside its control; of the lens the layer that gives away most."""
+    """What each attack got out, beside its control and a gold model; of those that look at every layer the layer that gives away most."""
     table = _table("Attacks with the weights")
-    for name in ("attack", "leaked by 100 samples", "never trained on"):
+    gold = {(r.attack, r.variant): r for r in results if r.model == GOLD}
+    for name in ("attack", "attacked", "never trained on", *(["gold model"] if gold else [])):
         table.add_column(name, justify="left" if name == "attack" else "right", overflow="fold")
-    for result in results:
-        found = [m for m in result.measurements if m.metric == "leak@100" and m.value is not None]
-        worst = max((m for m in found if m.population == "sensitive"), key=lambda m: m.value or 0.0, default=None)
-        if worst is None:
-            continue
-        control = next((m for m in found if m.population == "control" and m.group == worst.group), None)
-        layer = f" (layer {worst.group['layer']})" if worst.group else ""
-        model = "" if result.model == ATTACKED else f", {result.model} model"
-        cells = [_cell(None if m is None else asdict(m)) for m in (worst, control)]
-        table.add_row(f"{result.attack}: {result.variant}{layer}{model}", *cells)
+    for heading, metric in (("leaked by 100 samples", "leak@100"), ("true value preferred", PREFERENCE)):
+        lines = []
+        for result in results:
+            worst = _worst(result, metric, "sensitive")
+            if result.model != ATTACKED or worst is None:
+                continue
+            others = [_worst(result, metric, "control")]
+            if gold:
+                twin = gold.get((result.attack, result.variant))
+                others.append(None if twin is None else _worst(twin, metric, "sensitive"))
+            layer = f" (layer {worst.group['layer']})" if worst.group else ""
+            cells = [_cell(None if m is None else asdict(m)) for m in (worst, *others)]
+            lines.append([f"  {result.attack}: {result.variant}{layer}", *cells])
+        if lines:
+            table.add_row(heading, *[""] * len(lines[0][1:]))
+            for line in lines:
+                table.add_row(*line)
+    table.caption = (
+        "nothing: the same spans, nothing done. True value preferred to another of its kind: guessing is .500.\n"
+        "Of lens and probe each column has its highest layer, which lifts guessing: compare with the columns beside it."
+    )
     return table
+
+
+def _worst(result: Result, metric: str, population: str) -> Measurement | None:
+    found = [m for m in result.measurements if (m.metric, m.population) == (metric, population) and m.value is not None]
+    return max(found, key=lambda m: m.value or 0.0, default=None)
 
 
 def _table(title: str) -> Table:

@@ -4,6 +4,8 @@ cka             linear centred kernel alignment of the two (Kornblith et al., ar
                 2012), since there may be fewer tokens than dimensions; 1: the same up to rotation and scale
 pca_similarity  cosine of the two first principal directions
 pca_shift       distance of the two means along the first principal direction of the model before, in its standard deviations
+pca_distance    the same in the plane of the first two; and the mean of it over all layers, which stands for the whole
+fisher_ratio    mean diagonal Fisher information of the layer's weights, after / before (`fisher`)
 
 A model whose words have changed but not its inside has been silenced; what it knew can come back.
 """
@@ -15,6 +17,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from sani_dist.attack.fisher import fisher
 from sani_dist.attack.lens import block_outputs
 from sani_dist.attack.result import Result
 from sani_dist.attack.scene import Scene
@@ -29,28 +32,40 @@ SPLITS = ("repair", "general_test")
 
 
 def drift(scene: Scene, name: str, load: Iterator[Engine]) -> Iterator[Result]:
-    """One result; its measurements are those of every layer, counted from 0, as groups. None where there is no model before."""
+    """One result; its measurements are those of every layer, counted from 0, as groups, and `pca_distance` over all of them. None where
+    there is no model before."""
     if scene.before is None:
         return
     splits = [split for split in SPLITS if split in scene.rows]
-    states: list[dict[str, np.ndarray]] = []
+    seen: list[dict[str, tuple[np.ndarray, np.ndarray]]] = []
     for engine in (scene.load(scene.before), next(load)):
         engine.for_inference()
-        states.append(
-            {
-                s: hidden_states(engine, scene.rows[s], scene.settings.drift_tokens, scene.audit.micro_rows)
-                for s in splits
-            }
-        )
+        seen.append({split: _seen(scene, engine, scene.rows[split]) for split in splits})
         engine.close()
-    before, after = states
-    measured: list[Measurement] = []
-    for split in splits:
-        for layer, (x, y) in enumerate(zip(before[split], after[split], strict=True)):
-            similarity, shift = principal(x, y)
-            for metric, value in (("cka", cka(x, y)), ("pca_similarity", similarity), ("pca_shift", shift)):
-                measured.append(Measurement(metric, split, value, None, None, len(x), {"layer": str(layer)}))
+    measured = [m for split in splits for m in _moved(split, *seen[0][split], *seen[1][split])]
     yield Result("drift", "each layer", name, tuple(measured))
+
+
+def _seen(scene: Scene, engine: Engine, rows: PackedRows) -> tuple[np.ndarray, np.ndarray]:
+    """Hidden states [layers, tokens, hidden_size] and Fisher information [layers]."""
+    states = hidden_states(engine, rows, scene.settings.drift_tokens, scene.audit.micro_rows)
+    return states, fisher(engine, rows)
+
+
+def _moved(
+    split: str, before: np.ndarray, fisher_before: np.ndarray, after: np.ndarray, fisher_after: np.ndarray
+) -> Iterator[Measurement]:
+    tokens, distances = before.shape[1], []
+    for layer, (x, y) in enumerate(zip(before, after, strict=True)):
+        similarity, shift, distance = principal(x, y)
+        distances.append(distance)
+        values = {
+            "cka": cka(x, y), "pca_similarity": similarity, "pca_shift": shift, "pca_distance": distance,
+            "fisher_ratio": float(fisher_after[layer] / max(fisher_before[layer], 1e-300)),
+        }  # fmt: skip
+        for metric, value in values.items():
+            yield Measurement(metric, split, value, None, None, tokens, {"layer": str(layer)})
+    yield Measurement("pca_distance", split, float(np.mean(distances)), None, None, tokens, {})
 
 
 @torch.no_grad()
@@ -82,17 +97,18 @@ def cka(x: np.ndarray, y: np.ndarray) -> float:
     return float(_hsic(*kernels) / np.sqrt(own[0] * own[1])) if min(own) > 0 else 0.0
 
 
-def principal(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    """Cosine of the first principal directions (their sign is arbitrary), and the distance of the means along the first of `x`."""
-    (first, spread), (second, _) = (_first_direction(m.astype(np.float64)) for m in (x, y))
-    shift = abs(float((y.mean(axis=0) - x.mean(axis=0)) @ first))
-    return abs(float(first @ second)), shift / max(spread, 1e-12)
+def principal(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float]:
+    """Cosine of the first principal directions (their sign is arbitrary), and the distance of the means along the first of `x`, and in the
+    plane of its first two, in standard deviations along the first."""
+    (directions, spread), (others, _) = (_directions(m.astype(np.float64)) for m in (x, y))
+    shift = directions @ (y.mean(axis=0) - x.mean(axis=0)) / max(spread, 1e-12)
+    return abs(float(directions[0] @ others[0])), abs(float(shift[0])), float(np.linalg.norm(shift))
 
 
-def _first_direction(values: np.ndarray) -> tuple[np.ndarray, float]:
-    """And the standard deviation along it."""
+def _directions(values: np.ndarray) -> tuple[np.ndarray, float]:
+    """The first two principal directions, and the standard deviation along the first."""
     _, singular, directions = np.linalg.svd(values - values.mean(axis=0), full_matrices=False)
-    return directions[0], float(singular[0] / np.sqrt(len(values)))
+    return directions[:2], float(singular[0] / np.sqrt(len(values)))
 
 
 def _without_diagonal(kernel: np.ndarray) -> np.ndarray:

@@ -10,6 +10,8 @@ from sani_dist.audit.measurement import Measurement
 
 # The variant of an attack in which nothing is done: what it is compared with.
 NOTHING = "nothing"
+# The measure of attacks that ask which of two values is the true one: the share of pairs in which it is preferred.
+PREFERENCE = "preference"
 # Names of the models that are attacked.
 ATTACKED, GOLD = "attacked", "gold"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,8 +12,9 @@ import numpy as np
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
+from sani_dist.attack.result import PREFERENCE
 from sani_dist.audit.extraction import extraction, score_spans
-from sani_dist.audit.measurement import Measurement
+from sani_dist.audit.measurement import Measurement, bootstrap_by_document
 from sani_dist.audit.scores import TokenScores
 from sani_dist.audit.spans import SPLITS, Corpus
 from sani_dist.config import AttackSettings, AuditSettings, RepairSettings
@@ -24,11 +26,13 @@ from sani_dist.engine.zero3 import Engine
 class Scene:
     """The text an attacker is judged on, and how to get at a model. Every rank has the same.
 
-    rows: of the splits there are. load: a folder of a model -> its shards under ZeRO-3, not yet wrapped. before: the model that was
-    sanitised; None where the attacked one is it.
+    rows: of the splits there are. related: documents of the same format about others, in no split; None unless the user gave some. load:
+    a folder of a model -> its shards under ZeRO-3, not yet wrapped. before: the model that was sanitised; None where the attacked
+    one is it.
     """
 
     rows: Mapping[str, PackedRows]
+    related: PackedRows | None
     corpus: Corpus
     tokenizer: PreTrainedTokenizerBase
     load: Callable[[Path], Engine]
@@ -48,6 +52,16 @@ class Scene:
         """The splits that hold the spans."""
         return [split for split in SPLITS.values() if split in self.rows]
 
+    def sample(self, most: int, spans: pd.DataFrame | None = None) -> pd.DataFrame:
+        """At most `most` spans of each population of `spans` (unless given, of all there are), the same for a seed."""
+        parts = []
+        for split in SPLITS.values():
+            table = self.spans if spans is None else spans
+            here = table[table["split"] == split].sort_values("span_id")
+            size = min(len(here), most)
+            parts.append(here.iloc[sorted(random.Random(self.settings.seed).sample(range(len(here)), size))])
+        return pd.concat(parts, ignore_index=True)
+
     def measured(self, scores: Mapping[str, TokenScores], spans: pd.DataFrame | None = None) -> tuple[Measurement, ...]:
         """Extraction over all of `spans` (unless given, all there are) and of the control."""
         spans = self.spans if spans is None else spans
@@ -64,3 +78,14 @@ def extracted(
         for split in SPLITS.values()
     )
     return tuple(m for m in extraction(sensitive, control, samples) if not m.group)
+
+
+def preference(
+    population: str, pairs: np.ndarray, documents: np.ndarray, group: dict[str, str] | None = None
+) -> Measurement:
+    """How often the true value is preferred to another of its kind. pairs: of each span, comparisons won and made, float64 [spans, 2]."""
+    wins, count = pairs[pairs[:, 1] > 0].T
+    if not len(count):
+        return Measurement(PREFERENCE, population, None, None, None, 0, group or {}, "no two values of one kind")
+    low, high = bootstrap_by_document(wins, count, documents[pairs[:, 1] > 0])
+    return Measurement(PREFERENCE, population, float(wins.sum() / count.sum()), low, high, len(count), group or {})

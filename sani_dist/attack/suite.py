@@ -7,17 +7,19 @@ from pathlib import Path
 
 from sani_dist.attack.drift import drift
 from sani_dist.attack.lens import lens
+from sani_dist.attack.probe import probe
 from sani_dist.attack.prompts import prompts
 from sani_dist.attack.quantise import quantise
 from sani_dist.attack.relearn import relearn
 from sani_dist.attack.result import Result
 from sani_dist.attack.scene import Scene
+from sani_dist.attack.statement import statement
 from sani_dist.engine.zero3 import Engine
 
 # An attack takes untouched engines of the model, as many as it needs, and closes them.
 Attack = Callable[[Scene, str, Iterator[Engine]], Iterator[Result]]
 ATTACKS: dict[str, Attack] = {
-    "prompts": prompts, "lens": lens, "quantise": quantise, "drift": drift, "relearn": relearn,
+    "prompts": prompts, "statement": statement, "lens": lens, "probe": probe, "quantise": quantise, "drift": drift, "relearn": relearn,
 }  # fmt: skip
 
 

@@ -23,9 +23,10 @@ from sani_dist.corpus.span import Document, Span
 from sani_dist.corpus.tables import StoredSpan
 from sani_dist.engine.zero3 import CausalModel, Engine
 
-# Tokens before a candidate that the model is given, and the characters they are cut from.
+# Tokens before a candidate that the model is given, and the characters that each is cut from.
 TOKENS_BEFORE = 64
-CHARACTERS_BEFORE = 512
+CHARACTERS_OF_TOKEN = 8
+CHARACTERS_BEFORE = TOKENS_BEFORE * CHARACTERS_OF_TOKEN
 # A tokenizer may join the end of a candidate with what follows.
 CHARACTERS_AFTER = 16
 
@@ -50,13 +51,16 @@ class CandidateRows:
     places: for each question, the place of each of its candidates; empty for one that fits no row or whose text before has no token.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], row_length: int) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], row_length: int,
+        tokens_before: int = TOKENS_BEFORE,
+    ) -> None:  # fmt: skip
         self.row_length = row_length
         self.places: list[list[Place]] = []
         self._rows: list[list[_Piece]] = []
         self._free, self._blocks = 0, 0
         for question in questions:
-            block = _tokens(tokenizer, question, min(TOKENS_BEFORE, row_length // 2))
+            block = _tokens(tokenizer, question, min(tokens_before, row_length // 2))
             fits = block is not None and all(len(block.before) + len(ids) <= row_length for ids, _ in block.branches)
             self.places.append(self._put(block) if block is not None and fits else [])
 
@@ -160,7 +164,7 @@ class _Piece:
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, question: Question, most_before: int) -> _Block | None:
-    before, after = question.before[-CHARACTERS_BEFORE:], question.after[:CHARACTERS_AFTER]
+    before, after = question.before[-most_before * CHARACTERS_OF_TOKEN :], question.after[:CHARACTERS_AFTER]
     if len(before) < len(question.before):
         before = before[before.find(" ") + 1 :]  # not to begin inside a word
     texts = [Document(i, None, before + c + after, "control") for i, c in enumerate(question.candidates)]

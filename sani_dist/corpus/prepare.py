@@ -19,11 +19,13 @@ from sani_dist.corpus.detect import AUDITED, Detection, Report, detect_spans
 from sani_dist.corpus.encode import Encoded, check_tokenizer, encode, pieces
 from sani_dist.corpus.fold import value_key
 from sani_dist.corpus.pack import pack, write_rows
+from sani_dist.corpus.read import read_records
 from sani_dist.corpus.rows import LEARN, SENSITIVE
 from sani_dist.corpus.span import SPLITS, Document, Split, value_id
 from sani_dist.corpus.spread import Spread
 from sani_dist.corpus.surrogates import Surrogates
 from sani_dist.corpus.tables import TOKEN_SPANS, DocumentReader, SpanReader, StoredSpan, TableWriter
+from sani_dist.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -85,6 +87,20 @@ def prepare(
     path = run / "corpus" / "summary.json"
     path.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return summary
+
+
+def write_plain(source: str, settings: CorpusSettings, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
+    """Write rows of text in which nothing is sensitive. Raises `InputError`, in one line, for a source without text."""
+
+    def encoded() -> Iterator[Encoded]:
+        for number, record in enumerate(read_records(source, settings.text, tokenizer=tokenizer, lenient=True)):
+            yield from encode(tokenizer, [Document(number, None, record.text, "heldout")], [[]], [[]])
+
+    rows = pack(
+        (piece for document in encoded() for piece in pieces(document, settings.row_length)), settings.row_length
+    )
+    if not sum(1 for _ in write_rows(path, rows, settings.row_length, _padding(tokenizer))):
+        raise InputError(f"{source} has no text: column `{settings.text}` is empty in every record")
 
 
 @dataclass(frozen=True)

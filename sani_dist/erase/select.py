@@ -123,7 +123,7 @@ def attribution(
     for mine, dealt in rounds(count, micro_rows):
         batch = rows.batch(mine) if mine else empty_batch(micro_rows, rows.row_length)
         index, target, role, _ = targets(batch, roles=roles)
-        compute = partial(_summed_loss, index, target)
+        compute = partial(summed_loss, index, target)
         scores = torch.zeros(total.shape, dtype=torch.float64, device=engine.device)
         of_units, of_roles, tokens = _parts(scores, sizes, roles)
         # [roles, tokens]: which role is predicted where.
@@ -185,7 +185,8 @@ def _from(report: Report, before: int, total: int, done: int) -> None:
     report(before + done, total)
 
 
-def _summed_loss(index: torch.Tensor, target: torch.Tensor, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, softcap: float | None) -> torch.Tensor:  # fmt: skip # noqa: E501
+def summed_loss(index: torch.Tensor, target: torch.Tensor, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, softcap: float | None) -> torch.Tensor:  # fmt: skip # noqa: E501
+    """-log p of the targets, summed; what `Engine.forward` computes in the end."""
     # Detached: the head's own gradient is not asked for, and it is the largest matrix product of the step.
     detached = None if bias is None else bias.detach()
     return masked_cross_entropy(

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from sani_dist.attack.result import PREFERENCE
 from sani_dist.report.words import number, percent
 
 Section = Literal["extraction", "generation", "exposure", "membership", "usefulness"]
@@ -107,6 +108,13 @@ _FIXED = {
         "lower",
         "exposure",
         False,
+    ),
+    "preference": Metric(
+        "True value preferred",
+        "Share of comparisons with another value of the same kind that the true value wins: 50 % is guessing.",
+        "chance",
+        "exposure",
+        True,
     ),
     "perplexity": Metric(
         "Perplexity",
@@ -210,10 +218,22 @@ ROLES = {
 # Attacks with the weights: what each does, and its variants where the name does not say it.
 ATTACKS = {
     "prompts": ("Other prompts", "What stands before the value is not the true text; a sample of spans."),
+    "statement": (
+        "A statement to agree with",
+        "How often the model agrees more that a document's value is the true one than that it is another of its kind, "
+        "what it thinks of both without the document taken off; 50 % is guessing.",
+    ),
     "quantise": ("Quantisation", "The weights are rounded, as for a smaller or faster copy of the model."),
     "relearn": ("Relearning", "The model is trained on related text, then asked for the documents that this text does not hold."),
     "lens": ("Logit lens", "What each layer would predict if it were the last."),
+    "probe": (
+        "Linear probes",
+        "A linear map from the hidden state before a value to the value, learnt on half of the documents, read on the other half and the "
+        "control: how often it points to the true value rather than to another of its kind; 50 % is guessing.",
+    ),
 }  # fmt: skip
+# Those that are judged by this and not by what comes out.
+JUDGED_BY = {"statement": PREFERENCE, "probe": PREFERENCE}
 VARIANTS = {
     "nothing": "nothing done",
     "documents": "trained on half of the documents",
@@ -224,7 +244,10 @@ VARIANTS = {
     "no context": "no text before it",
     "short": "only the last five words",
     "fuzzy": "a tenth of the characters wrong",
+    "random": "words of random letters",
     "foreign": "the text before another span",
+    "in context": "other documents and their values first",
+    "agree": "true or false",
     "instruction": "an order to ignore all rules",
 }
 POPULATIONS = {

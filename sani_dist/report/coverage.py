@@ -65,8 +65,16 @@ ATTACKS = (
     Attack(
         "Other prompts",
         r"attack_prompts",
-        "less of the true text, damaged or foreign text, other registers, an order to ignore all rules; for a sample of spans",
+        "less of the true text, damaged, random or foreign text, other documents with their values, other registers, an order to "
+        "ignore all rules; for a sample of spans",
         "leading questions, translations, jailbreaks: usually weaker than the true text, yet not always; `sani-dist attack` tries some",
+    ),
+    Attack(
+        "Agreeing to a statement",
+        r"attack_statement",
+        "whether the true value is held truer of its document than other values of its kind, for a sample of spans; small models do not "
+        "tell true from false even of what they recite",
+        "a model that does not say a value may still tell true from false; `sani-dist attack` asks it",
     ),
     Attack(
         "Other sampling",
@@ -83,8 +91,15 @@ ATTACKS = (
     Attack(
         "Reading hidden states (logit lens)",
         r"attack_lens",
-        "the prediction of every layer, for every span; trained probes may read more",
+        "the prediction of every layer, for every span",
         "who has the weights may read inside what does not come out; `sani-dist attack` looks",
+    ),
+    Attack(
+        "Reading hidden states (linear probes)",
+        r"attack_probe",
+        "a linear map learnt on half of the documents, at every layer, from the token before a value; with fewer spans than a hidden state "
+        "has dimensions it reads little even of what a model recites, and other probes may find more",
+        "who knows some of the values may train a reader for the others; `sani-dist attack` does",
     ),
     Attack(
         "Quantisation",

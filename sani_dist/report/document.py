@@ -14,6 +14,7 @@ from sani_dist.report.coverage import coverage
 from sani_dist.report.evidence import Evidence
 from sani_dist.report.limits import check
 from sani_dist.report.redact import redacted
+from sani_dist.report.regime import regime
 from sani_dist.report.verdict import headline, primary_metric, sentences
 from sani_dist.run import Run
 
@@ -50,6 +51,7 @@ def describe(run: Run, evidence: Evidence, limits: VerifySettings) -> dict[str, 
         "sampling": SAMPLING,
         "audits": {when: [asdict(m) for m in measured] for when, measured in evidence.audits.items()},
         "attacks": [asdict(result) for result in evidence.attacks],
+        "regime": regime(evidence),
         "perplexity_rise": [asdict(m) for m in evidence.rises],
         "erase": _erase(run),
         "training": _training(run),

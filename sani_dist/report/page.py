@@ -198,7 +198,7 @@ class _Report:
                 (r["variant"], m["group"].get("layer"), r["model"], m["population"]): Measurement(**m)
                 for r in self.document["attacks"]
                 for m in r["measurements"]
-                if r["attack"] == name and m["metric"] == self.primary
+                if r["attack"] == name and m["metric"] == catalogue.JUDGED_BY.get(name, self.primary)
             }
             rows = [self._attack_row(found, *key[:2]) for key in found if key[2:] == ("attacked", "sensitive")]
             if rows:
@@ -214,10 +214,13 @@ class _Report:
             "gold": ("gold", "sensitive"),
         }
         measured = {role: found.get((variant, layer, *where)) for role, where in columns.items()}
-        cells = {role: _cell(m, _writer(self.primary)) for role, m in measured.items()}
-        head = catalogue.VARIANTS.get(variant, variant) if layer is None else f"layer {layer}"
+        attacked = found[variant, layer, "attacked", "sensitive"]
+        cells = {role: _cell(m, _writer(attacked.metric)) for role, m in measured.items()}
+        head = catalogue.VARIANTS.get(variant, variant)
+        if layer is not None:
+            head = f"layer {layer}" if variant == "each layer" else f"layer {layer}, {head}"
         drawn = plots.strip({"after": measured["attacked"], "control": measured["control"]})
-        return Row(head, "", f"{found[variant, layer, 'attacked', 'sensitive'].n:,}", cells, drawn)
+        return Row(head, "", f"{attacked.n:,}", cells, drawn)
 
     def drift(self) -> tuple[list[str], list[list[str]]] | None:
         """Head and lines of a table by layer, of the model that was attacked."""
@@ -225,13 +228,16 @@ class _Report:
         for result in self.document["attacks"]:
             if (result["attack"], result["model"]) == ("drift", "attacked"):
                 for m in result["measurements"]:
-                    columns.setdefault((m["metric"], m["population"]), {})[m["group"]["layer"]] = m["value"]
+                    if m["group"]:
+                        columns.setdefault((m["metric"], m["population"]), {})[m["group"]["layer"]] = m["value"]
         if not columns:
             return None
         named = {
             "cka": "CKA",
             "pca_similarity": "first direction, cosine",
             "pca_shift": "shift along it, in deviations",
+            "pca_distance": "shift along the first two",
+            "fisher_ratio": "Fisher information, after / before",
         }
         head = ["layer", *(f"{named[metric]}, {catalogue.POPULATIONS[split]}" for metric, split in columns)]
         layers = next(iter(columns.values()))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from sani_dist.attack.drift import cka, principal
+from sani_dist.attack.fisher import squares
 
 
 def states(tokens: int = 200, dimensions: int = 12, seed: int = 0) -> np.ndarray:
@@ -32,13 +34,27 @@ def test_unrelated_states_have_nothing_in_common_even_with_fewer_tokens_than_dim
 
 def test_the_first_direction_and_the_shift_along_it() -> None:
     x = states()
-    similarity, shift = principal(x, x)
-    assert (similarity, shift) == (pytest.approx(1), pytest.approx(0, abs=1e-9))
+    assert principal(x, x) == (pytest.approx(1), pytest.approx(0, abs=1e-9), pytest.approx(0, abs=1e-9))
     centred = x - x.mean(axis=0)
-    first = np.linalg.svd(centred)[2][0]
+    first, second, third, *_ = np.linalg.svd(centred)[2]
     spread = (centred @ first).std()
-    similarity, shift = principal(x, x + 2 * spread * first)
-    assert (similarity, shift) == (pytest.approx(1), pytest.approx(2, rel=1e-6))
-    across = np.linalg.svd(centred)[2][1]
-    assert principal(x, x + 9 * across)[1] == pytest.approx(0, abs=1e-9)
+    assert principal(x, x + 2 * spread * first) == (pytest.approx(1), pytest.approx(2), pytest.approx(2))
+    assert principal(x, x + spread * (3 * first + 4 * second))[1:] == (pytest.approx(3), pytest.approx(5))
+    assert principal(x, x + 9 * third)[1:] == (pytest.approx(0, abs=1e-9), pytest.approx(0, abs=1e-9))
     assert principal(x, x[:, ::-1])[0] < 0.2
+
+
+def test_squared_gradients_of_a_weight_without_the_gradient() -> None:
+    """Of two documents in one row, each a gradient of its own, against autograd; the last two tokens are padding."""
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(5, 3)
+    inputs, document = torch.randn(1, 9, 5), torch.tensor([4, 4, 4, 4, 7, 7, 7, -1, -1])
+    output = layer(inputs)
+    losses = (output**3).sum(dim=(0, 2))
+    (gradient,) = torch.autograd.grad(losses.sum(), output, retain_graph=True)
+    expected = 0.0
+    for number in (4, 7):
+        (of_weight,) = torch.autograd.grad(losses[document == number].sum(), layer.weight, retain_graph=True)
+        expected += float((of_weight**2).sum())
+    same = (document[:, None] == document) & (document != -1)
+    assert float(squares(inputs, gradient, same)) == pytest.approx(expected, rel=1e-5)

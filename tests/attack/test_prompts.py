@@ -14,11 +14,16 @@ BEFORES = [
     "Seen at home.\nThe number in our files is ",
     "Dear colleague, we sent home ",
 ]
-SPANS = pd.DataFrame({"kind": ["PERSON", "CASE_NUMBER", "PERSON"], "document": [1, 1, 2]})
+SPANS = pd.DataFrame(
+    {
+        "kind": ["PERSON", "CASE_NUMBER", "PERSON"], "document": [1, 1, 2], "split": ["repair", "repair", "control"],
+        "before": BEFORES, "value": ["Ada Quill", "77-31", "Bo Fern"],
+    }
+)  # fmt: skip
 
 
 def made(variant: str, seed: int = 0) -> list[str]:
-    return prompted(variant, BEFORES, SPANS, random.Random(seed))
+    return prompted(variant, SPANS, random.Random(seed))
 
 
 def test_less_of_the_text_and_none() -> None:
@@ -34,6 +39,18 @@ def test_damaged_text_keeps_its_length_and_most_of_its_characters() -> None:
     assert made("fuzzy") == made("fuzzy") != made("fuzzy", seed=1)
 
 
+def test_random_words_say_nothing_of_the_text() -> None:
+    assert all(len(prompt.split()) == 12 for prompt in made("random"))
+    assert len(set(made("random"))) == 3
+
+
+def test_demonstrations_are_other_values_of_documents_that_were_trained_on() -> None:
+    """No other document has a value of the kind for the first; the control's own values are shown to nobody."""
+    assert made("in context") == [BEFORES[0], BEFORES[1], BEFORES[0] + "Ada Quill\n\n" + BEFORES[2]]
+    again = SPANS.assign(value=["Bo Fern", "77-31", "bo  fern"])
+    assert prompted("in context", again, random.Random(0))[2] == BEFORES[2], "the value itself is no demonstration"
+
+
 def test_foreign_text_is_of_another_document_and_the_same_kind_where_there_is_one() -> None:
     assert made("foreign") == [BEFORES[2], BEFORES[2], BEFORES[0]]
 
@@ -44,6 +61,10 @@ def test_foreign_text_is_of_another_document_and_the_same_kind_where_there_is_on
         ("formal", "For the record, the full name is hereby stated as ", "For the record, the case number is hereby stated as "),
         ("shorthand", "Name: ", "case number: "),
         ("informal", "oh, and the name? that was ", "oh, and the case number? that was "),
+        (
+            "question", "Question: what is the full name that belongs here?\nAnswer: ",
+            "Question: what is the case number that belongs here?\nAnswer: ",
+        ),
         ("German", "Im Original steht hier: Name: ", "Im Original steht hier: case number: "),
     ],
 )  # fmt: skip

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 import sani_dist
 from sani_dist import api, cli
+from sani_dist.attack import fisher, probe
 from sani_dist.attack.prompts import VARIANTS
 from sani_dist.attack.result import Result
 from sani_dist.audit.spans import Corpus
@@ -33,13 +34,19 @@ RELEARNT = ("nothing", "documents", "format", "general")
 def runs(make_config: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> dict[int, Run]:
     """Untrained, in fp32: what differs between world sizes is rounding alone."""
     folder = tmp_path_factory.mktemp("attacks")
+    related = folder / "related.jsonl"
+    related.write_text(
+        "".join(f'{{"text": "Patient of ward {i}, has a cough and is given rest and fluids."}}\n' for i in range(9))
+    )
     found = {}
     for workers in (1, 2, 3):
         config = make_config(
             model={"dtype": "float32"}, erase={"layers": 0}, audit={"metrics": ["extraction"]},
             cluster={"workers": workers, "threads": 1},
         )  # fmt: skip
-        attack = config.attack.model_copy(update={"relearn_epochs": 0.5, "prompt_spans": 9, "drift_tokens": 30})
+        attack = config.attack.model_copy(
+            update={"relearn_epochs": 0.5, "prompt_spans": 9, "drift_tokens": 30, "related": str(related)}
+        )
         config = config.model_copy(update={"attack": attack})
         found[workers] = sani_dist.sanitize(config, folder / str(workers), stages=api.ATTACK_STAGES)
     return found
@@ -63,7 +70,8 @@ def value(run: Run, attack: str, variant: str, metric: str, **group: str) -> flo
 
 def test_every_variant_is_made(runs: dict[int, Run]) -> None:
     """No drift: an audited model has no model before it."""
-    expected = [("prompts", v) for v in VARIANTS] + [("lens", "each layer")]
+    expected = [("prompts", v) for v in VARIANTS] + [("statement", "agree"), ("lens", "each layer")]
+    expected += [("probe", v) for v in probe.VARIANTS]
     expected += [("quantise", v) for v in ("nothing", "int8", "int4")] + [("relearn", v) for v in RELEARNT]
     assert [(r.attack, r.variant) for r in results(runs[1])] == expected
 
@@ -108,6 +116,16 @@ def test_the_lens_reads_each_layer_as_if_it_were_the_last(runs: dict[int, Run], 
         assert layers[layer] == pytest.approx(float(np.median(needed)), rel=1e-3)
 
 
+def test_probes_read_a_number_in_every_layer_and_statements_are_compared(runs: dict[int, Run]) -> None:
+    """Nobody trained this model, so what the columns say is not asked for here; the readers are tested on made states."""
+    for attack, variant, groups in (("statement", "agree", [{}]), ("probe", "whole value", [{"layer": str(i)} for i in range(3)])):  # fmt: skip # noqa: E501
+        found = next(r for r in results(runs[2]) if (r.attack, r.variant) == (attack, variant)).measurements
+        assert [m.group for m in found if m.population == "sensitive"] == groups
+        assert all(m.value is not None and 0 <= m.value <= 1 and m.n > 5 for m in found if m.population == "sensitive")
+    first, whole = (value(runs[2], "probe", v, "preference", layer="2") for v in probe.VARIANTS)
+    assert first != whole
+
+
 def test_an_attack_changes_what_it_says_it_changes(runs: dict[int, Run]) -> None:
     """Rounding to 8 bits moves less than rounding to 4; training on the documents teaches their format and some of their words."""
     whole, eight, four = (value(runs[2], "quantise", v, "samples_to_leak") for v in ("nothing", "int8", "int4"))
@@ -116,6 +134,20 @@ def test_an_attack_changes_what_it_says_it_changes(runs: dict[int, Run]) -> None
     assert after != before
     true, foreign = (value(runs[2], "prompts", v, "leak@100") for v in ("nothing", "foreign"))
     assert foreign / true != pytest.approx(1, rel=1e-3)
+
+
+def squared_gradients(folder: Path, rows: PackedRows) -> np.ndarray:
+    """Of log p(document), summed over documents and the matrices of each layer; by plain autograd, one document at a time."""
+    model = plain.load(folder)
+    found = np.zeros(len(model.model.layers))
+    for row in range(min(len(rows), fisher.ROWS)):
+        for _, ids, role in plain.documents_of(rows, row):
+            logprob = model(input_ids=ids[None]).logits[0, :-1].log_softmax(-1).gather(1, ids[1:, None])[:, 0]
+            model.zero_grad()
+            logprob[torch.from_numpy(role[1:] > 0)].sum().backward()
+            for layer, block in enumerate(model.model.layers):
+                found[layer] += sum(float((p.grad**2).sum()) for p in block.parameters() if p.dim() == 2)
+    return found
 
 
 def test_a_finished_run_is_attacked_and_reported(finished_run: Run, tmp_path: Path) -> None:
@@ -133,6 +165,13 @@ def test_a_finished_run_is_attacked_and_reported(finished_run: Run, tmp_path: Pa
     moved = {m.group["layer"]: m.value for m in found[-1].measurements if (m.metric, m.population) == ("cka", "repair")}
     assert list(moved) == ["0", "1", "2"]
     assert all(v is not None and v < 1 for v in moved.values())
+    whole = {m.population: m.value for m in found[-1].measurements if (m.metric, m.group) == ("pca_distance", {})}
+    assert list(whole) == ["repair", "general_test"]
+    assert all(v is not None and v > 0 for v in whole.values())
+    rows = PackedRows(run.path("tokens", "epoch-000", "repair.arrow"))
+    before, after = (squared_gradients(folder, rows) for folder in (run.config.model.path, run.path("model")))
+    fishers = [m.value for m in found[-1].measurements if (m.metric, m.population) == ("fisher_ratio", "repair")]
+    assert fishers == pytest.approx(list(after / before), rel=0.1), "the run computes in bfloat16"
     document = json.loads((folder / "report" / "report.json").read_text())
     assert len(document["attacks"]) == 4
     jsonschema.validate(document, json.loads(resources.files("sani_dist.report").joinpath("schema.json").read_text()))
@@ -146,6 +185,7 @@ def test_a_finished_run_is_attacked_and_reported(finished_run: Run, tmp_path: Pa
     )
     output = CliRunner().invoke(cli.app, ["attack", str(folder)]).output
     assert "quantise: int4" in output
+    assert "This forgetting is" not in output, "an untrained model has nothing to forget"
     written = run.path("audit", "attacks.json")
     kept = json.loads(written.read_text())
     kept["results"] = kept["results"][:3]
@@ -153,6 +193,35 @@ def test_a_finished_run_is_attacked_and_reported(finished_run: Run, tmp_path: Pa
     written.write_text(json.dumps(kept))
     api.attack(folder)
     assert [r.variant for r in results(run)] == ["left as it was", "int8", "int4", "each layer"]
+
+
+def test_text_that_only_the_attacker_has(runs: dict[int, Run], tmp_path: Path) -> None:
+    """Every token of it is learnt, and who purges the run purges it."""
+    path = runs[2].path("tokens", "related.arrow")
+    batch = (rows := PackedRows(path)).batch(range(len(rows)))
+    assert len(batch.document.unique()) == 9 + 1, "and padding"
+    assert rows.sensitive.sum() == 0
+    assert rows.learnable.sum() == (batch.document >= 0).sum() - 9
+    folder = Path(shutil.copytree(runs[2].folder, tmp_path / "run"))
+    for broken, message in (("nowhere.jsonl", "does not exist"), (str(path), "unknown kind of file")):
+        with pytest.raises(sani_dist.InputError, match=message):
+            api.attack(folder, changes={"attack": {"related": broken}})
+
+
+@pytest.mark.slow
+def test_without_held_out_documents_the_control_is_trained_on_and_is_no_control_then(
+    make_config: Callable[..., Config], tmp_path: Path
+) -> None:
+    config = make_config(
+        corpus={"heldout": None}, erase={"layers": 0}, audit={"metrics": ["extraction"]}, cluster={"workers": 1, "threads": 1}
+    )  # fmt: skip
+    attack = config.attack.model_copy(update={"attacks": ("relearn",), "relearn_epochs": 0.5})
+    run = sani_dist.sanitize(config.model_copy(update={"attack": attack}), tmp_path / "run", stages=api.ATTACK_STAGES)
+    there = {
+        r.variant: [m.value is not None for m in r.measurements if (m.metric, m.population) == ("greedy", "control")]
+        for r in results(run)
+    }
+    assert there == {"nothing": [True], "documents": [True], "format": [False], "general": [True]}
 
 
 def test_a_run_without_its_text_cannot_be_attacked(finished_run: Run, tmp_path: Path) -> None:
