@@ -6,12 +6,13 @@ not repeated, since a term list or a target value may be sensitive.
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
@@ -33,6 +34,9 @@ class Settings(BaseModel):
     """Base of all settings: unknown keys are errors, and values are fixed once read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
 class ModelSettings(Settings):
@@ -260,6 +264,10 @@ class RepairSettings(Settings):
     until_control: bool = Field(
         False,
         description="end after the first epoch in which neither leak nor membership of the sensitive spans is above the control",
+    )
+    look: bool = Field(
+        False,
+        description="after each epoch, write leak on the sensitive spans and the loss of other text to repair/looks.json; changes nothing",
     )
     retain: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="share of rows of general text in each batch")
     batch_rows: Annotated[int, Field(ge=1)] = Field(8, description="rows of a step over all workers")
@@ -519,8 +527,9 @@ class Config(Settings):
             raise ValueError("erase.reset=base needs model.base, the checkpoint before the sensitive training")
         if self.repair.retain > 0 and self.corpus.general is None:
             raise ValueError("repair.retain needs corpus.general, the text to mix in")
-        if self.repair.until_control and self.corpus.control is None:
-            raise ValueError("repair.until_control needs corpus.control, documents that no training ever saw")
+        for name in ("until_control", "look"):
+            if getattr(self.repair, name) and self.corpus.control is None:
+                raise ValueError(f"repair.{name} needs corpus.control, documents that no training ever saw")
         return self
 
 
@@ -548,6 +557,23 @@ def load_config(path: Path, overrides: list[str] | None = None, preset: str | No
 
     Relative paths are taken from the folder of the file. Raises InputError with one line that names the field.
     """
+    mapping = read_mapping(path, "model, corpus, erase, repair")
+    return config_beside(mapping, path.resolve().parent, overrides, preset)
+
+
+def config_beside(
+    mapping: dict[str, Any], folder: Path, overrides: Sequence[str] | None = None, preset: str | None = None
+) -> Config:
+    """The same of what stands in a file of `folder`."""
+    mapping = dict(mapping)
+    mapping = _merge(_preset(preset or mapping.pop("preset", None)), mapping)
+    for override in overrides or []:
+        _override(mapping, override)
+    return config_from_mapping(_resolve_paths(mapping, folder))
+
+
+def read_mapping(path: Path, keys: str) -> dict[str, Any]:
+    """A YAML file of settings. Raises InputError for one that cannot be read, or has no keys; `keys`: such as it should have."""
     try:
         mapping = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -556,11 +582,8 @@ def load_config(path: Path, overrides: list[str] | None = None, preset: str | No
         line = getattr(getattr(error, "problem_mark", None), "line", None)
         raise InputError(f"{path} is not YAML" + (f" (line {line + 1})" if line is not None else "")) from error
     if not isinstance(mapping, dict):
-        raise InputError(f"{path}: expected keys such as model, corpus, erase, repair")
-    mapping = _merge(_preset(preset or mapping.pop("preset", None)), mapping)
-    for override in overrides or []:
-        _override(mapping, override)
-    return config_from_mapping(_resolve_paths(mapping, path.resolve().parent))
+        raise InputError(f"{path}: expected keys such as {keys}")
+    return mapping
 
 
 def cluster_changes(overrides: Sequence[str]) -> dict[str, Any]:
@@ -583,9 +606,14 @@ def changes_of(overrides: Sequence[str], sections: Sequence[str]) -> dict[str, d
 
 
 def config_from_mapping(mapping: dict[str, Any]) -> Config:
-    """Validate settings. Raises InputError: `erase.fraction: ...`, never repeating the value given."""
+    """Validate the settings of a run. Raises InputError: `erase.fraction: ...`, never repeating the value given."""
+    return validated(Config, mapping)
+
+
+def validated(model: type[AnySettings], mapping: dict[str, Any]) -> AnySettings:
+    """The same for any settings."""
     try:
-        return Config.model_validate(mapping)
+        return model.model_validate(mapping)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         place = _shown([part for part in first["loc"] if part not in _DETECTORS]) or "settings"
@@ -593,7 +621,7 @@ def config_from_mapping(mapping: dict[str, Any]) -> Config:
         if first["type"].startswith("union_tag_"):  # missing, or wrong: pydantic's own message repeats the value
             message = f"name must be one of {', '.join(_DETECTORS)}"
         if first["type"] == "extra_forbidden":
-            message = f"unknown key; known here: {_known_keys(first['loc'][:-1])}"
+            message = f"unknown key; known here: {_known_keys(model, first['loc'][:-1])}"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         raise InputError(f"{place}: {message}{more}") from None
 
@@ -622,11 +650,10 @@ _PATHS = (
 
 def _shown(place: Sequence[int | str]) -> str:
     """The dotted name of a setting. A key that cannot be one is left out: it may be a value in the wrong place."""
-    return ".".join(str(part) if re.fullmatch(r"[a-z_][a-z0-9_]*|[0-9]*", str(part)) else "(a key)" for part in place)
+    return ".".join(str(part) if re.fullmatch(r"[a-z_][a-z0-9_.]*|[0-9]*", str(part)) else "(a key)" for part in place)
 
 
-def _known_keys(place: tuple[int | str, ...]) -> str:
-    model: Any = Config
+def _known_keys(model: Any, place: tuple[int | str, ...]) -> str:
     for part in place:
         field = model.model_fields.get(part) if hasattr(model, "model_fields") else None
         if field is None:
@@ -640,7 +667,7 @@ def _preset(name: str | None) -> dict[str, Any]:
         return {}
     if name not in PRESETS:
         raise InputError(f"preset: unknown; choose one of {', '.join(PRESETS)}")
-    return PRESETS[name]
+    return copy.deepcopy(PRESETS[name])
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -656,14 +683,24 @@ def _override(mapping: dict[str, Any], override: str) -> None:
     keys = name.split(".")
     if not separator or not all(keys):
         raise InputError("--set: expected section.key=value, for example --set repair.epochs=3")
-    for key in keys[:-1]:
-        mapping = mapping.setdefault(key, {})
-        if not isinstance(mapping, dict):
-            raise InputError(f"--set {_shown(keys)}: {_shown([key])} is not a section")
     try:
-        mapping[keys[-1]] = yaml.safe_load(text)
+        value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise InputError(f"--set {_shown(keys)}: the value is not YAML") from error
+    try:
+        put(mapping, name, value)
+    except InputError as error:
+        raise InputError(f"--set {_shown(keys)}: {error}") from None
+
+
+def put(mapping: dict[str, Any], name: str, value: Any) -> None:
+    """Set what a dotted name such as `repair.epochs` stands for. Raises InputError where a part of it is no section."""
+    *sections, key = name.split(".")
+    for section in sections:
+        mapping = mapping.setdefault(section, {})
+        if not isinstance(mapping, dict):
+            raise InputError(f"{_shown([section])} is not a section")
+    mapping[key] = value
 
 
 def _resolve_paths(mapping: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -26,9 +26,10 @@ from sani_dist.attack.scene import Scene
 from sani_dist.attack.suite import attack
 from sani_dist.audit.control import Standing, standing
 from sani_dist.audit.harness import check_tasks
+from sani_dist.audit.losses import document_losses
 from sani_dist.audit.masked import audit_masked
-from sani_dist.audit.measure import audit, reference_scores
-from sani_dist.audit.scores import TokenScores
+from sani_dist.audit.measure import UNSEEN, audit, reference_scores
+from sani_dist.audit.scores import TokenScores, score
 from sani_dist.audit.spans import Corpus
 from sani_dist.config import Config, EraseSettings, ModelSettings
 from sani_dist.corpus import PackedRows
@@ -138,10 +139,9 @@ def _check_masked(config: Config, model: PreTrainedModel, tokenizer: PreTrainedT
         raise InputError("repair.objectives.kl: not for a masked language model, whose rows differ from step to step")
     if config.repair.trainable != "all":
         raise InputError("repair.trainable: not for a masked language model, whose rows differ from step to step")
-    if config.repair.until_control:
-        raise InputError(
-            "repair.until_control: not for a masked language model, whose spans are asked for in other rows"
-        )
+    for name in ("until_control", "look"):
+        if getattr(config.repair, name):
+            raise InputError(f"repair.{name}: not for a masked language model, whose spans are asked for in other rows")
     if config.audit.harness.tasks:
         raise InputError("audit.harness.tasks: not for a masked language model, which does not go on with a text")
     if config.repair.objectives.unlikelihood:
@@ -462,9 +462,13 @@ class _Worker:
 
         def at_control(reached: State) -> bool:
             """After an epoch, on every rank alike, whatever signal one of them has got: it is a forward pass of all."""
-            if not (settings.until_control and schedule.ends_epoch(reached.step)):
+            if not ((settings.until_control or settings.look) and schedule.ends_epoch(reached.step)):
                 return False
             found = self._standing()
+            if settings.look:
+                self._write_look(reached.step, found)
+            if not settings.until_control:
+                return False
             standings[:] = [s for s in standings if s["step"] < reached.step]
             standings.append({"step": reached.step, "ends": found.at_control, **asdict(found)})
             if self.first:
@@ -521,6 +525,20 @@ class _Worker:
         found = standing(self.engine, rows, self._spans, self.config.audit.micro_rows)
         self.engine.module.train()
         return found
+
+    def _write_look(self, step: int, found: Standing) -> None:
+        """Append what an epoch has come to: the leak above the control, and the mean loss of a token of other text, in nats."""
+        rows = {split: r for split in UNSEEN if (r := self._rows(split)) is not None and len(r)}
+        self.engine.module.eval()
+        scores = {split: score(self.engine, r, self.config.audit.micro_rows) for split, r in rows.items()}
+        self.engine.module.train()
+        sums = document_losses(scores, rows).groupby("split")[["loss", "tokens"]].sum()
+        losses = {str(split): float(loss / tokens) for split, loss, tokens in sums.itertuples()}
+        path = self.run.path("repair", "looks.json")
+        if self.first:
+            known = [look for look in _read_list(path) if look["step"] < step]
+            looks = [*known, {"step": step, "low": found.low, "high": found.high, "losses": losses}]
+            build(path, lambda temporary: _write_json(temporary, looks))
 
     def _masking(self) -> Masking | None:
         if not self.engine.masked:

@@ -55,6 +55,8 @@ def settings_file(tmp_path: Path) -> Path:
         ("repair.epochs", -0.1, "repair.epochs: "),
         ("repair.retain", 1, "repair.retain: Input should be less than 1"),
         ("repair.retain", 0.5, "repair.retain needs corpus.general"),
+        ("repair.look", True, "repair.look needs corpus.control"),
+        ("repair.until_control", True, "repair.until_control needs corpus.control"),
         ("repair.batch_rows", 0, "repair.batch_rows: "),
         ("repair.learning_rate", 0, "repair.learning_rate: "),
         ("repair.learning_rate", float("inf"), "repair.learning_rate: Input should be a finite number"),

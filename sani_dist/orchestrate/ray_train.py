@@ -50,7 +50,8 @@ def start_ranks(run: Run, on_event: Callable[[dict[str, Any]], None]) -> None:
     metrics = run.path("metrics.jsonl")
     position = metrics.stat().st_size if metrics.exists() else 0
     failures: list[Exception] = []
-    with _connected(run.config.cluster), _asked_to_stop(run):
+    again = f"`sani-dist resume {run.folder}` goes on from the last checkpoint"
+    with connected_for(run.config.cluster), asked_to_stop(run.path(*STOP), again):
         # In a thread: Ray would take Ctrl-C for itself, and this one has the progress to show.
         training = threading.Thread(target=_fit, args=(run, failures), daemon=True)
         training.start()
@@ -68,7 +69,7 @@ def start_ranks(run: Run, on_event: Callable[[dict[str, Any]], None]) -> None:
 
 
 @contextlib.contextmanager
-def _connected(cluster: ClusterSettings) -> Iterator[None]:
+def connected_for(cluster: ClusterSettings) -> Iterator[None]:
     """A connection to a Ray; one of our own has what the workers need."""
     import ray
 
@@ -83,13 +84,15 @@ def _connected(cluster: ClusterSettings) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _asked_to_stop(run: Run) -> Iterator[None]:
-    """The first SIGTERM or Ctrl-C asks the ranks for a checkpoint."""
-    stop = run.path(*STOP)
+def asked_to_stop(stop: Path, again: str) -> Iterator[None]:
+    """The first SIGTERM or Ctrl-C writes the file `stop`, which asks the ranks for a checkpoint; a second one does not wait for it.
+
+    `again`: what the user can do then.
+    """
 
     def handler(signum: int, frame: object) -> None:
         if stop.exists():
-            raise RunError(f"stopped by a signal: `sani-dist resume {run.folder}` goes on from the last checkpoint")
+            raise RunError(f"stopped by a signal: {again}")
         stop.write_text("signal")
 
     before: dict[int, Any] = {}
@@ -111,13 +114,13 @@ def _fit(run: Run, failures: list[Exception]) -> None:
 
     cluster = run.config.cluster
     try:
-        gpus = _gpus(cluster)
+        gpus = gpus_per_worker(cluster)
         DataParallelTrainer(
             run_rank,
             train_loop_config={"folder": str(run.folder), "current": str(Path.cwd())},
             backend_config=_backend_config(),
             scaling_config=ScalingConfig(
-                num_workers=cluster.workers, use_gpu=gpus > 0, resources_per_worker=_resources(cluster, gpus),
+                num_workers=cluster.workers, use_gpu=gpus > 0, resources_per_worker=resources_per_worker(cluster, gpus),
                 placement_strategy=cluster.placement, elastic_resize_monitor_interval_s=cluster.resize_seconds,
             ),
             run_config=RunConfig(
@@ -133,7 +136,7 @@ def _fit(run: Run, failures: list[Exception]) -> None:
         failures.append(error)
 
 
-def _gpus(cluster: ClusterSettings) -> int:
+def gpus_per_worker(cluster: ClusterSettings) -> int:
     import ray
 
     if cluster.gpus_per_worker is not None:
@@ -141,7 +144,7 @@ def _gpus(cluster: ClusterSettings) -> int:
     return 1 if ray.cluster_resources().get("GPU", 0) else 0
 
 
-def _resources(cluster: ClusterSettings, gpus: int) -> dict[str, float]:
+def resources_per_worker(cluster: ClusterSettings, gpus: int) -> dict[str, float]:
     return {"CPU": cluster.cpus_per_worker, **({"GPU": float(gpus)} if gpus else {}), **cluster.resources}
 
 
@@ -174,7 +177,7 @@ def _explained(run: Run, failure: Exception) -> Exception:
         line = lines[lost] or f"rank {lost} was lost with its Ray worker or node"
         return RunError(f"{line} (more than {cluster.max_failures} failures); {again}")
     if isinstance(failure, ControllerError):
-        asked_for = _resources(cluster, cluster.gpus_per_worker or 0)
+        asked_for = resources_per_worker(cluster, cluster.gpus_per_worker or 0)
         wanted = ", ".join(f"{name} {amount:g}" for name, amount in asked_for.items())
         return RunError(
             f"Ray did not start {_shown(cluster.workers)} workers with {wanted} each: the cluster lacks them, or they failed to start; "

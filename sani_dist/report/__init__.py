@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from sani_dist.config import VerifySettings
+from sani_dist.files import write_text
 from sani_dist.report.document import describe
 from sani_dist.report.evidence import read_evidence
 from sani_dist.report.limits import Outcome, check
@@ -32,7 +33,7 @@ def write_report(run: Run, limits: VerifySettings | None = None) -> list[Path]:
     folder.mkdir(exist_ok=True)
     _put_beside_the_model(run, card)
     contents = {"report.json": json.dumps(document, indent=1) + "\n", "index.html": page(document), CARD: card}
-    written = [build(folder / name, partial(_write, text)) for name, text in contents.items()]
+    written = [build(folder / name, partial(write_text, text)) for name, text in contents.items()]
     run.mark_done("report", written)
     return written
 
@@ -47,8 +48,4 @@ def _put_beside_the_model(run: Run, card: str) -> None:
     readme, before = run.path("model", "README.md"), run.path("report", CARD)
     ours = before.read_text(encoding="utf-8") if before.exists() else None
     if readme.parent.is_dir() and (not readme.exists() or readme.read_text(encoding="utf-8") == ours):
-        build(readme, partial(_write, card))
-
-
-def _write(text: str, path: Path) -> None:
-    path.write_text(text, encoding="utf-8")
+        build(readme, partial(write_text, card))

@@ -50,9 +50,15 @@ def read_evidence(run: Run) -> Evidence:
         raise InputError(
             f"{run.folder} has no audit {missing[0]}, or another than the run wrote; `sani-dist resume {run.folder}` makes it"
         )
-    audits = {when: _measurements(run, when) for when in wanted}
+    audits = {when: read_measurements(run, when) for when in wanted}
     summary = json.loads(run.path("corpus", "summary.json").read_text())
     return Evidence(audits, _rises(run) if len(audits) == 2 else (), summary, _attacks(run))
+
+
+def read_measurements(run: Run, when: str) -> tuple[Measurement, ...]:
+    """Of an audit that the run has made, "before" or "after"."""
+    document = json.loads(run.path("audit", f"{when}.json").read_text())
+    return tuple(_measurement(entry) for entry in document["measurements"])
 
 
 def find(
@@ -61,11 +67,6 @@ def find(
     """The measurement of that name, or None. `group`: {} or None for all spans."""
     wanted = dict(group or {})
     return next((m for m in measurements if (m.metric, m.population, m.group) == (metric, population, wanted)), None)
-
-
-def _measurements(run: Run, when: str) -> tuple[Measurement, ...]:
-    document = json.loads(run.path("audit", f"{when}.json").read_text())
-    return tuple(_measurement(entry) for entry in document["measurements"])
 
 
 def _measurement(entry: dict[str, Any]) -> Measurement:

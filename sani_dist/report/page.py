@@ -288,12 +288,12 @@ class _Report:
 
 def page(document: dict[str, Any]) -> str:
     """The HTML page: one file that needs nothing else."""
-    return _environment(autoescape=True).get_template("index.html.j2").render(_context(document))
+    return environment(autoescape=True).get_template("index.html.j2").render(_context(document))
 
 
 def model_card(document: dict[str, Any]) -> str:
     """Markdown with the front matter of the Hugging Face hub."""
-    return _environment(autoescape=False).get_template("MODEL_CARD.md.j2").render(_context(document))
+    return environment(autoescape=False).get_template("MODEL_CARD.md.j2").render(_context(document))
 
 
 def _context(document: dict[str, Any]) -> dict[str, Any]:
@@ -310,7 +310,8 @@ def _context(document: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _environment(autoescape: bool) -> Environment:
+def environment(autoescape: bool) -> Environment:
+    """Of the templates of this package."""
     environment = Environment(
         loader=PackageLoader("sani_dist.report"), autoescape=autoescape, undefined=StrictUndefined, finalize=_unbroken,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,

@@ -44,11 +44,16 @@ def standings(run: Run) -> list[dict[str, Any]]:
 def test_looking_after_each_epoch_changes_no_bit(make_config: Callable[..., Config], tmp_path: Path) -> None:
     """Every value is learnt by heart, so it goes to its last step."""
     learning = {"objectives": {"plain": True}, "learning_rate": 1e-2}
-    looked = repaired(make_config, tmp_path / "looked", until_control=True, **learning)
+    looked = repaired(make_config, tmp_path / "looked", until_control=True, look=True, **learning)
     plain = repaired(make_config, tmp_path / "plain", **learning)
     steps = [s["step"] for s in standings(looked)]
     assert len(steps) == 2
     assert not any(s["ends"] for s in standings(looked))
+    looks = json.loads(looked.path("repair", "looks.json").read_text())
+    assert [(look["step"], look["low"], look["high"]) for look in looks] == [
+        (s["step"], s["low"], s["high"]) for s in standings(looked)
+    ]
+    assert all(set(look["losses"]) == {"heldout", "general_test"} for look in looks)
     assert all(s["auc_low"] > 0.5 for s in standings(looked))
     hashes = [file_sha256(run.path("model", "model.safetensors")) for run in (looked, plain)]
     assert hashes[0] == hashes[1]
