@@ -70,8 +70,8 @@ def environment(
 def _start(run: Run, rank: int, workers: int, port: int) -> subprocess.Popen[bytes]:
     with run.path("logs", f"rank-{rank}.log").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "sani_dist.orchestrate.worker", str(run.folder)],
-            env=environment(rank, workers, port), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+            [sys.executable, "-m", "sani_dist.orchestrate.worker", str(run.folder), "--follow-stdin"],
+            env=environment(rank, workers, port), stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
 
