@@ -206,17 +206,17 @@ class Run:
         return self.path("done", f"{stage}.json")
 
     def _settings_of(self, stage: str) -> dict[str, Any]:
-        """The settings a stage reads, beside those of the stages before it. `cluster` changes no result."""
-        mapping = config_to_mapping(self.config)
+        """The settings a stage reads, beside those of the stages before it. `cluster` changes no result. What stands at its default is
+        left out: a later version, with settings that this one has not, still knows the run."""
+        mapping = self.config.model_dump(mode="json", exclude_defaults=True)
         sections = {
             "prepare": ["corpus"], "audit-before": ["audit"], "erase": ["erase"], "repair": ["repair"],
             "attack": ["attack", "audit"], "report": ["verify"],
         }  # fmt: skip
         names = ["model", *(s for stage_ in ORDER[: ORDER.index(stage) + 1] for s in sections.get(stage_, []))]
-        read = {name: mapping[name] for name in names}
         if any(self.config.repair.text_of_epochs):  # `prepare` writes the text with surrogates
-            read["repair"] = mapping["repair"]
-        return read
+            names.append("repair")
+        return {name: mapping[name] for name in names if name in mapping}
 
 
 def code_sha256() -> str:

@@ -40,8 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
         _work(chosen, folder, checkpoint_asked)
         return 0
     except SaniError as error:
-        _leave(folder, rank, str(error))
-        print(f"rank {rank}: {error}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # where the disk is full to the last byte, the exit code has to do
+            _leave(folder, rank, str(error))
+            print(f"rank {rank}: {error}", file=sys.stderr)
         return error.exit_code
     except Exception as error:
         traceback.print_exc()
@@ -67,8 +68,9 @@ def run_as_process() -> NoReturn:
     """`main` as a process of its own, which a rank that failed ends at once: in atexit handlers it would wait for collectives that the
     others have left."""
     code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # the log's disk is full
+            stream.flush()
     os._exit(code)
 
 
@@ -93,7 +95,8 @@ def _follow_stdin(checkpoint_asked: threading.Event) -> None:
     """A rank whose starter was killed must not go on: a new group may be at work in the same run folder."""
 
     def follow() -> None:
-        for _ in sys.stdin.buffer:
+        # Not through sys.stdin: an interpreter that ends while a thread waits in it aborts.
+        while os.read(sys.stdin.fileno(), 1024):
             checkpoint_asked.set()
         os._exit(RunError.exit_code)
 

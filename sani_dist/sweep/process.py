@@ -43,7 +43,10 @@ def drop_weights(folder: Path) -> None:
 
 
 def _end_with_stdin() -> None:
-    sys.stdin.buffer.read()
+    while os.read(
+        sys.stdin.fileno(), 1024
+    ):  # not through sys.stdin: an interpreter that ends while a thread waits in it aborts
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -290,8 +290,8 @@ def test_a_full_disk_costs_no_checkpoint_and_no_model(
                         stream.write(b"\0" * size)
                 except OSError:
                     pass
-        # metrics.jsonl and the logs must still grow by a few lines, or the run fails earlier, at one of these.
-        os.truncate(ballast, ballast.stat().st_size - 2**15)
+        # metrics.jsonl, the logs and the audit must still grow by a few lines, or the run fails earlier, at one of these.
+        os.truncate(ballast, ballast.stat().st_size - 2**16)
 
     with pytest.raises(RunError, match=r"checkpoint of step 8 not written.*free disk space.*resume") as stopped:
         sani_dist.sanitize(make_config(), folder, on_event=at_step(5, fill))
