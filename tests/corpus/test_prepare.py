@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import tracemalloc
@@ -207,6 +208,7 @@ def test_memory_does_not_grow_with_the_text(tmp_path, jsonl, tokenizer):
         records = ({"text": text, "who": i % 50} for i, text in enumerate(texts * count))
         source = jsonl(records, f"times{count}")
         chosen = settings(source=source, subject="who", detect=[TERMS, {"name": "rare_terms"}])
+        gc.collect()  # or the peak depends on when what came before is collected
         tracemalloc.start()
         prepare(chosen, tokenizer, tmp_path / str(count), KEY)
         high = tracemalloc.get_traced_memory()[1]
@@ -214,4 +216,4 @@ def test_memory_does_not_grow_with_the_text(tmp_path, jsonl, tokenizer):
         return high
 
     peak(1)  # fills the caches of folding
-    assert peak(4) <= 1.1 * peak(1)
+    assert peak(8) <= 1.1 * peak(1)
