@@ -11,7 +11,6 @@ dense bf16. Memory is the most that rank 0 had allocated on its GPU, without one
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from sani_dist.capacity.estimate import training_flops
 from sani_dist.capacity.hardware import GPUS
 from sani_dist.capacity.model import read_shape
 from sani_dist.errors import InputError
+from sani_dist.metrics import read_stage
 from sani_dist.run import Run
 
 LEFT_OUT = 0.2
@@ -30,8 +30,7 @@ CLAIMS: tuple[harness.Claim, ...] = ()
 
 def record(run: Run, gpu: str) -> harness.Recorder:
     """The rows of one run. Raises InputError when it has not repaired."""
-    lines = run.path("metrics.jsonl").read_text().splitlines()
-    steps = [event for line in lines if (event := json.loads(line))["stage"] == "repair"]
+    steps = read_stage(run.path("metrics.jsonl"), "repair")
     steps = steps[int(LEFT_OUT * len(steps)) :]
     if not steps:
         raise InputError(f"{run.folder} has not repaired")

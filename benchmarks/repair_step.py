@@ -50,16 +50,8 @@ def compare(folder: Path, repeats: int) -> None:
 
     def run(case: str, micro: int, epochs: int = 1, unpacked: bool = False) -> dict[str, Any]:
         arguments = [
-            "--model",
-            folder,
-            "--case",
-            case,
-            "--micro",
-            micro,
-            "--epochs",
-            epochs,
-            *["--unpacked"] * unpacked,
-        ]
+            "--model", folder, "--case", case, "--micro", micro, "--epochs", epochs, *["--unpacked"] * unpacked
+        ]  # fmt: skip
         ranks = harness.run_ranks(__file__, map(str, arguments))
         slowest = max(ranks, key=lambda rank: rank["seconds"])
         return {**slowest, **{name: max(rank[name] for rank in ranks) for name in METRICS[1:]}}

@@ -22,4 +22,5 @@ def fsync(path: Path) -> None:
 
 
 def write_text(text: str, path: Path) -> None:
+    """Write a file in UTF-8. The path comes last, as for what builds a file under a temporary name."""
     path.write_text(text, encoding="utf-8")

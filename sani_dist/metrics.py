@@ -37,3 +37,10 @@ class Metrics:
             stream.write(json.dumps({"time": round(time.time(), 3), **event}) + "\n")
         if self._on_event is not None:
             self._on_event(event)
+
+
+def read_stage(path: Path, stage: str) -> list[dict[str, Any]]:
+    """The events of a stage until now; none where there is no file. A line that is being written is left out."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    events = (json.loads(line) for line in lines if line.endswith(b"\n"))
+    return [event for event in events if event["stage"] == stage]

@@ -388,29 +388,37 @@ class _Worker:
     # Erase
 
     def _select(self) -> None:
-        settings, repair, general = self.config.erase, self._needed_rows("repair"), self._rows("general_train")
-        texts: dict[str, list[PackedRows | None]] = {
-            "general": [general], "ordinary": [repair], "both": [repair, general]
-        }  # fmt: skip
-        usual = [rows for rows in texts[settings.relative_to] if rows is not None and len(rows)] or [repair]
-        spans = pd.read_parquet(self.run.path("tokens", "epoch-000", "token_spans.parquet"))
-        by_kind = KindRows(repair, spans[spans["split"] == "repair"])
-        sensitive: Rows = by_kind
-        ordinary: Sequence[Rows] = usual
-        if self.engine.masked:
-            mask = _mask_token(tokenizer_of(self.config))
-            sensitive = HiddenRows(by_kind, every_token(repair, SENSITIVE, parts=1), mask)
-            ordinary = [HiddenRows(rows, every_token(rows, LEARN), mask) for rows in usual]
-        if settings.layers and settings.select != "random" and self.engine.ds is None:
-            self.engine.for_inference()
+        settings = self.config.erase
+        sensitive: Rows = self._needed_rows("repair")
+        ordinary: Sequence[Rows] = ()
+        kinds: Sequence[str] = ()
+        if settings.layers and settings.select != "random":
+            sensitive, ordinary, kinds = self._compared()
+            if self.engine.ds is None:
+                self.engine.for_inference()
         plan = select(
-            self.engine, sensitive, ordinary, settings, source_sha256=self.source["model_sha256"], kinds=by_kind.kinds,
+            self.engine, sensitive, ordinary, settings, source_sha256=self.source["model_sha256"], kinds=kinds,
             report=lambda done, total: self.metrics.progress("erase", done, total, "rows"),
         )  # fmt: skip
         path = self.run.path("erase", "plan.json")
         if self.first:
             build(path, plan.write)
         self._done("erase", [path])
+
+    def _compared(self) -> tuple[Rows, Sequence[Rows], Sequence[str]]:
+        """What units are scored by: the sensitive text, the texts whose tokens must not suffer, and the kinds of the former."""
+        repair, general = self._needed_rows("repair"), self._rows("general_train")
+        texts: dict[str, list[PackedRows | None]] = {
+            "general": [general], "ordinary": [repair], "both": [repair, general]
+        }  # fmt: skip
+        usual = [rows for rows in texts[self.config.erase.relative_to] if rows is not None and len(rows)] or [repair]
+        spans = pd.read_parquet(self.run.path("tokens", "epoch-000", "token_spans.parquet"))
+        by_kind = KindRows(repair, spans[spans["split"] == "repair"])
+        if not self.engine.masked:
+            return by_kind, usual, by_kind.kinds
+        mask = _mask_token(tokenizer_of(self.config))
+        sensitive = HiddenRows(by_kind, every_token(repair, SENSITIVE, parts=1), mask)
+        return sensitive, [HiddenRows(rows, every_token(rows, LEARN), mask) for rows in usual], by_kind.kinds
 
     def _plan(self) -> Plan:
         return (

@@ -22,7 +22,7 @@ import yaml
 
 from sani_dist.config import Config, GenerationSettings, config_from_mapping, config_to_mapping
 from sani_dist.errors import InputError
-from sani_dist.files import file_sha256, fsync
+from sani_dist.files import file_sha256, fsync, write_text
 
 SCHEMA = 1
 # All there are, in order, and those of a run unless it is told which.
@@ -251,11 +251,7 @@ def _without_values(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_atomically(path: Path, text: str) -> None:
-    build(path, lambda temporary: _write(temporary, text))
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text)
+    build(path, partial(write_text, text))
 
 
 def _link(source: Path, path: Path) -> None:

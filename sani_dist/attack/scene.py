@@ -54,9 +54,8 @@ class Scene:
 
     def sample(self, most: int, spans: pd.DataFrame | None = None) -> pd.DataFrame:
         """At most `most` spans of each population of `spans` (unless given, of all there are), the same for a seed."""
-        parts = []
+        table, parts = self.spans if spans is None else spans, []
         for split in SPLITS.values():
-            table = self.spans if spans is None else spans
             here = table[table["split"] == split].sort_values("span_id")
             size = min(len(here), most)
             parts.append(here.iloc[sorted(random.Random(self.settings.seed).sample(range(len(here)), size))])

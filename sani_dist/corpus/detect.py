@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -245,15 +244,11 @@ class _Found:
 class _Find:
     """Find what is sensitive in each document of a batch by itself."""
 
-    folder: Path
+    documents: DocumentReader
     detectors: _Detectors
 
-    @cached_property
-    def _documents(self) -> DocumentReader:
-        return DocumentReader(self.folder / "documents.parquet")
-
     def __call__(self, number: int) -> _Found:
-        batch = self._documents[number]
+        batch = self.documents[number]
         found = self.detectors.find(batch)
         merged = [merge(spans) for spans in found]
         # Findings as they are and joined: either may stand elsewhere on its own.
@@ -280,9 +275,9 @@ def _find(
 ) -> set[str]:
     """Write found.parquet, fill the blacklists, and return the folded values of control."""
     controls: set[str] = set()
-    batches = range(len(DocumentReader(folder / "documents.parquet")))
+    documents = DocumentReader(folder / "documents.parquet")
     with SpanWriter(folder / "found.parquet") as writer:
-        for found in spread(_Find(folder, detectors), batches):
+        for found in spread(_Find(documents, detectors), range(len(documents))):
             for document, spans in found.spans:
                 writer.add(document, spans, [""] * len(spans))
             for split, values in found.values.items():
@@ -305,24 +300,17 @@ class _Closed:
 class _Close:
     """Join what was found in each document of a batch with all occurrences of blacklisted values."""
 
-    folder: Path
+    documents: DocumentReader
+    found: SpanReader
     key: bytes
     target: _Target
     blacklists: dict[Split, Blacklist]
     control_values: TermMatcher[str]
 
-    @cached_property
-    def _documents(self) -> DocumentReader:
-        return DocumentReader(self.folder / "documents.parquet")
-
-    @cached_property
-    def _found(self) -> SpanReader:
-        return SpanReader(self.folder / "found.parquet")
-
     def __call__(self, number: int) -> _Closed:
-        batch = self._documents[number]
+        batch = self.documents[number]
         closed = _Closed([], [], Detection())
-        for document, found in zip(batch, self._found.of([d.id for d in batch]), strict=True):
+        for document, found in zip(batch, self.found.of([d.id for d in batch]), strict=True):
             blacklist = self.blacklists.get(document.split, self.blacklists["repair"])
             spans = merge([*(stored.span for stored in found), *blacklist.occurrences(document)])
             labelled = self.target.labelled(document)
@@ -360,14 +348,14 @@ def _close(
 ) -> Detection:
     """Write spans.parquet and labelled.parquet, remove found.parquet, and count."""
     detection = Detection()
-    control_values = TermMatcher((value, value) for value in sorted(controls))
-    batches = range(len(DocumentReader(folder / "documents.parquet")))
+    documents, found = DocumentReader(folder / "documents.parquet"), SpanReader(folder / "found.parquet")
+    close = _Close(documents, found, key, target, blacklists, TermMatcher((value, value) for value in sorted(controls)))
     with (
         SpanWriter(folder / "spans.parquet") as spans_writer,
         # Far above the others, so that an id means one span whichever table it is in.
         SpanWriter(folder / "labelled.parquet", FIRST_LABELLED_ID) as labelled_writer,
     ):
-        for closed in spread(_Close(folder, key, target, blacklists, control_values), batches):
+        for closed in spread(close, range(len(documents))):
             for document in closed.spans:
                 spans_writer.add(*document)
             for document in closed.labelled:

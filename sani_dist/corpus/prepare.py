@@ -57,7 +57,11 @@ def prepare(
     detection = detect_spans(settings, tokenizer, run, key, report, passes_after=1 + len(texts), spread=spread)
     parts = [_Part(split, 0, detection.batches[split]) for split in SPLITS if detection.documents[split]]
     parts += [_Part("repair", text, detection.batches["repair"]) for text in texts]
-    work = _Encode(run / "corpus", key, tokenizer, settings.row_length, repair, parts, detection)
+    corpus = run / "corpus"
+    work = _Encode(
+        corpus, DocumentReader(corpus / "documents.parquet"), {name: SpanReader(path) for name, path in _tables(corpus)}, key,
+        tokenizer, settings.row_length, repair, parts, detection,
+    )  # fmt: skip
     encoded = spread(work, range(sum(len(part.batches) for part in parts)))
     done, total = 2 * detection.documents.total(), (3 + len(texts)) * detection.documents.total()
     tokens: dict[str, Any] = {}
@@ -84,7 +88,7 @@ def prepare(
             fate: {kind: count for (other, kind), count in fates.items() if other == fate}
             for fate in ("replaced", "kept")
         }
-    path = run / "corpus" / "summary.json"
+    path = corpus / "summary.json"
     path.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return summary
 
@@ -126,24 +130,14 @@ class _Encode:
     """Encode a batch of a part; the batches of all parts are numbered through."""
 
     corpus: Path
+    documents: DocumentReader
+    spans: dict[str, SpanReader]  # by table: those found, and those labelled
     key: bytes
     tokenizer: PreTrainedTokenizerBase
     row_length: int
     repair: RepairSettings
     parts: Sequence[_Part]
     detection: Detection
-
-    @cached_property
-    def _documents(self) -> DocumentReader:
-        return DocumentReader(self.corpus / "documents.parquet")
-
-    @cached_property
-    def _found(self) -> SpanReader:
-        return SpanReader(self.corpus / "spans.parquet")
-
-    @cached_property
-    def _labelled(self) -> SpanReader:
-        return SpanReader(self.corpus / "labelled.parquet")
 
     @cached_property
     def _surrogates(self) -> Surrogates:
@@ -156,7 +150,7 @@ class _Encode:
             if number < len(part.batches):
                 break
             number -= len(part.batches)
-        documents = [d for d in self._documents[part.batches[number]] if d.split == part.split]
+        documents = [d for d in self.documents[part.batches[number]] if d.split == part.split]
         counts: Counter[str] = Counter()
         fates: Counter[tuple[str, str]] = Counter()
         encoded: list[Encoded] = []
@@ -172,10 +166,11 @@ class _Encode:
 
     def _true(self, split: Split, documents: list[Document], counts: Counter[str]) -> list[Encoded]:
         ids = [document.id for document in documents]
-        sensitive = self._found.of(ids)
+        sensitive = self.spans["spans"].of(ids)
         audited: list[list[StoredSpan]] = [[] for _ in documents]
         if split in AUDITED:
-            audited = self._labelled.of(ids) if self.detection.audited(split) == "labelled" else sensitive
+            table = self.detection.audited(split)
+            audited = sensitive if table == "spans" else self.spans[table].of(ids)
         if split == "control":
             untrained = [
                 [stored for stored in spans if _value(document, stored) not in self.detection.trained_controls]
@@ -190,7 +185,7 @@ class _Encode:
 
     def _with_surrogates(self, text: int, documents: list[Document], fates: Counter[tuple[str, str]]) -> list[Encoded]:
         """Tokens to learn, but for the spans that stayed."""
-        found = self._found.of([document.id for document in documents])
+        found = self.spans["spans"].of([document.id for document in documents])
         replaced = [
             self._surrogates.replace(document, [stored.span for stored in spans], text, fates)
             for document, spans in zip(documents, found, strict=True)
@@ -240,11 +235,10 @@ def _summary(split: Split, counts: Counter[str]) -> dict[str, Any]:
 def _values_of_the_corpus(corpus: Path, key: bytes) -> Callable[[str], bool]:
     """Whether a value is one of those found or labelled, of whatever kind and in whatever split. Holds their hashes, 8 bytes each."""
     kinds, hashes = set[str](), list[np.ndarray]()
-    for path in (corpus / name for name in ("spans.parquet", "labelled.parquet")):
-        if path.exists():
-            table = pq.read_table(path, columns=["kind", "value_id"])
-            kinds.update(table["kind"].unique().to_pylist())
-            hashes += [_numbers(chunk.to_pylist()) for chunk in table["value_id"].chunks]
+    for _, path in _tables(corpus):
+        table = pq.read_table(path, columns=["kind", "value_id"])
+        kinds.update(table["kind"].unique().to_pylist())
+        hashes += [_numbers(chunk.to_pylist()) for chunk in table["value_id"].chunks]
     taken = np.unique(np.concatenate(hashes))
 
     def is_taken(value: str) -> bool:
@@ -253,6 +247,11 @@ def _values_of_the_corpus(corpus: Path, key: bytes) -> Callable[[str], bool]:
         return bool((taken[np.minimum(at, len(taken) - 1)] == wanted).any())
 
     return is_taken
+
+
+def _tables(corpus: Path) -> list[tuple[str, Path]]:
+    """Names and files of the tables of spans that there are: those found, and those labelled."""
+    return [(name, path) for name in ("spans", "labelled") if (path := corpus / f"{name}.parquet").exists()]
 
 
 def _numbers(value_ids: Iterable[str]) -> np.ndarray:

@@ -19,12 +19,15 @@ from typing import TYPE_CHECKING, NoReturn
 
 from sani_dist.errors import InputError, RunError, SaniError
 from sani_dist.orchestrate import watchdog
+from sani_dist.orchestrate.stdin import follow_stdin
 from sani_dist.orchestrate.watchdog import error_file
 
 if TYPE_CHECKING:
     from sani_dist.config import Config
 
 POLL_SECONDS = 0.5
+# Around last words: where the disk is full to the last byte, the exit code has to do.
+_ROOM_OR_NOT = contextlib.suppress(OSError)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,7 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = _parser().parse_args(arguments)
     checkpoint_asked = threading.Event()
     if chosen.follow_stdin:
-        _follow_stdin(checkpoint_asked)
+        # A rank whose starter was killed must not go on: a new group may be at work in the same run folder.
+        follow_stdin(lambda: os._exit(RunError.exit_code), checkpoint_asked.set)
     rank, name = os.environ.get("RANK", "0"), chosen.run
     folder: Path = name if name.is_dir() else chosen.out
     try:
@@ -40,14 +44,15 @@ def main(arguments: list[str] | None = None) -> int:
         _work(chosen, folder, checkpoint_asked)
         return 0
     except SaniError as error:
-        with contextlib.suppress(OSError):  # where the disk is full to the last byte, the exit code has to do
+        with _ROOM_OR_NOT:
             _leave(folder, rank, str(error))
             print(f"rank {rank}: {error}", file=sys.stderr)
         return error.exit_code
     except Exception as error:
-        traceback.print_exc()
-        _leave(folder, rank, _line(folder, rank, error))
-        return 3
+        with _ROOM_OR_NOT:
+            traceback.print_exc()
+            _leave(folder, rank, _line(folder, rank, error))
+        return RunError.exit_code
 
 
 def _line(folder: Path, rank: str, error: Exception) -> str:
@@ -69,7 +74,7 @@ def run_as_process() -> NoReturn:
     others have left."""
     code = main()
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):  # the log's disk is full
+        with _ROOM_OR_NOT:
             stream.flush()
     os._exit(code)
 
@@ -89,18 +94,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--local_rank", "--local-rank", help="given by some launchers; has to be LOCAL_RANK")
     return parser  # fmt: skip
-
-
-def _follow_stdin(checkpoint_asked: threading.Event) -> None:
-    """A rank whose starter was killed must not go on: a new group may be at work in the same run folder."""
-
-    def follow() -> None:
-        # Not through sys.stdin: an interpreter that ends while a thread waits in it aborts.
-        while os.read(sys.stdin.fileno(), 1024):
-            checkpoint_asked.set()
-        os._exit(RunError.exit_code)
-
-    threading.Thread(target=follow, name="follow-stdin", daemon=True).start()
 
 
 def _work(chosen: argparse.Namespace, folder: Path, checkpoint_asked: threading.Event) -> None:

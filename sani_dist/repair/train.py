@@ -93,9 +93,8 @@ def train(
         rate = schedule.learning_rate(state.step)
         for group in engine.ds.optimizer.param_groups:
             group["lr"] = rate
-        loss = torch.zeros(
-            (), dtype=torch.float64, device=engine.device
-        )  # there: reading it would wait for each micro-batch
+        # On the device: to read each micro-batch's would be to wait for it.
+        loss = torch.zeros((), dtype=torch.float64, device=engine.device)
         for number, places in enumerate(micro_batches):
             before = state.step * settings.batch_rows + _first(number, settings.micro_rows)
             batch = _batch(places, settings.micro_rows, texts[0].row_length, masking, before)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sani_dist.config import VerifySettings, config_to_mapping
+from sani_dist.metrics import read_stage
 from sani_dist.report.coverage import coverage
 from sani_dist.report.evidence import Evidence
 from sani_dist.report.limits import check
@@ -106,9 +107,7 @@ def _size(run: Run) -> tuple[int | None, int | None]:
 
 def _training(run: Run) -> dict[str, Any] | None:
     """Loss and learning rate of each step of repair, averaged down to CURVE_POINTS."""
-    path = run.path("metrics.jsonl")
-    lines = path.read_text().splitlines() if path.exists() else []
-    events = [event for event in map(json.loads, lines) if event["stage"] == "repair" and "loss" in event]
+    events = [event for event in read_stage(run.path("metrics.jsonl"), "repair") if "loss" in event]
     # A run that was stopped repeats the steps after its last checkpoint: the later line is the one that counts.
     steps = {event["done"]: event for event in events}
     if not steps:

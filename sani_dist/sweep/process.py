@@ -11,18 +11,18 @@ import os
 import shutil
 import signal
 import sys
-import threading
 import time
 from pathlib import Path
 
 from sani_dist import api
 from sani_dist.errors import RunError, SaniError
+from sani_dist.orchestrate.stdin import follow_stdin
 from sani_dist.run import Run
 
 
 def main(folder: Path) -> int:
     """Returns the exit code, as that of `sani-dist resume`. run.json tells the seconds of all starts that were not killed."""
-    threading.Thread(target=_end_with_stdin, name="end-with-stdin", daemon=True).start()
+    follow_stdin(lambda: os.kill(os.getpid(), signal.SIGTERM))
     # Between the ranks, who write a checkpoint first, a signal ends this process as an error does.
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(RunError.exit_code))
     started, before = time.monotonic(), json.loads((folder / "run.json").read_text()).get("seconds", 0.0)
@@ -40,14 +40,6 @@ def main(folder: Path) -> int:
 def drop_weights(folder: Path) -> None:
     """A trial that is over keeps its figures alone: the weights of many would fill the disk."""
     shutil.rmtree(folder / "repair" / "checkpoints", ignore_errors=True)
-
-
-def _end_with_stdin() -> None:
-    while os.read(
-        sys.stdin.fileno(), 1024
-    ):  # not through sys.stdin: an interpreter that ends while a thread waits in it aborts
-        pass
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":

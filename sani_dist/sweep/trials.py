@@ -23,6 +23,7 @@ import pandas as pd
 from sani_dist.audit.measurement import Measurement
 from sani_dist.config import Config
 from sani_dist.errors import InputError
+from sani_dist.metrics import read_stage
 from sani_dist.report.evidence import find, read_measurements
 from sani_dist.report.rise import perplexity_rise
 from sani_dist.run import Run
@@ -172,10 +173,8 @@ def reason(run: Run) -> str | None:
 
 def cost(run: Run) -> dict[str, Any]:
     """Seconds that a run took in all its starts, and the optimizer steps it made."""
-    state, metrics = json.loads(run.path("run.json").read_text()), run.path("metrics.jsonl")
-    lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
-    events = [json.loads(line) for line in lines if line.endswith("\n")]  # the last one may be being written
-    steps = max((event["done"] for event in events if event["stage"] == "repair"), default=0)
+    state = json.loads(run.path("run.json").read_text())
+    steps = max((event["done"] for event in read_stage(run.path("metrics.jsonl"), "repair")), default=0)
     return {"seconds": round(state.get("seconds", 0.0), 1), "steps": steps}
 
 
