@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
 
 import numpy as np
 
@@ -19,8 +20,9 @@ class Schedule:
         """`texts`: the repair text of each epoch; `retain`: general text, mixed in at the share `settings.retain`."""
         self.settings = settings
         sizes = [len(rows) for rows in texts]
-        # A last epoch may be a part of one.
-        self.taken = sum(sizes[:-1]) + math.ceil((settings.epochs - len(sizes) + 1) * sizes[-1]) if sizes else 0
+        # A last epoch may be a part of one: of the number as it is written, for in floating point 1.04 - 1 is more than 0.04.
+        part = Fraction(str(settings.epochs)) - len(sizes) + 1
+        self.taken = sum(sizes[:-1]) + math.ceil(part * sizes[-1]) if sizes else 0
         self._sizes = sizes
         self.retain = len(retain) if retain is not None and settings.retain > 0 else 0
         # At least one row is of the repair text: both together are never more than the ranks take in a step.

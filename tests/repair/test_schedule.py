@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from fractions import Fraction
 from typing import Any, cast
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sani_dist.config import RepairSettings
@@ -46,10 +47,12 @@ def test_every_row_once_an_epoch(rows: int, epochs: int, batch_rows: int, seed: 
 
 
 @given(rows=st.integers(1, 40), epochs=st.floats(0.01, 3), batch_rows=st.integers(1, 9))
+@example(rows=25, epochs=0.04, batch_rows=1)
+@example(rows=25, epochs=1.04, batch_rows=1)
 @settings(max_examples=100, deadline=None)
 def test_a_part_of_an_epoch(rows: int, epochs: float, batch_rows: int) -> None:
     own, _ = taken(schedule(rows, epochs=epochs, batch_rows=batch_rows))
-    assert len(own) == math.ceil(epochs * rows)
+    assert len(own) == math.ceil(Fraction(str(epochs)) * rows)
     assert max(Counter(own).values()) - min(Counter(own).get(row, 0) for row in range(rows)) <= 1
 
 
