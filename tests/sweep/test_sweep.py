@@ -36,13 +36,17 @@ def test_a_killed_sweep_goes_on_and_its_choice_is_a_run(make_sweep: MakeSweep, t
     def audited() -> dict[Path, int]:
         return {f.parents[1]: f.stat().st_mtime_ns for f in folder.glob("trials/*/done/audit-after.json")}
 
-    def at_work() -> Path | None:
-        """A trial in the middle of its repair, another one having finished."""
-        going = [t for t in folder.glob("trials/*") if t not in audited() and repaired_steps(t)[-1:] > [6]]
-        return going[0] if going and audited() else None
+    found_at_work: list[Path] = []
 
-    wait_until(lambda: at_work() is not None, process, log)
-    cut = at_work()
+    def at_work() -> bool:
+        """Whether a trial is in the middle of its repair, another one having finished."""
+        ended = audited()
+        going = [t for t in folder.glob("trials/*") if t not in ended and repaired_steps(t)[-1:] > [6]]
+        found_at_work.extend(going if ended else [])
+        return bool(found_at_work)
+
+    wait_until(at_work, process, log)
+    cut = found_at_work[0]
     at_it = [p for p in psutil.process_iter(["cmdline"]) if str(cut) in (p.info["cmdline"] or [])]
     assert len(at_it) == 3  # the trial's process and its ranks
     process.kill()
@@ -55,7 +59,7 @@ def test_a_killed_sweep_goes_on_and_its_choice_is_a_run(make_sweep: MakeSweep, t
     # Finished trials are left alone; the one that was cut short went on from a checkpoint.
     assert {trial: audited()[trial] for trial in before} == before
     assert cut in audited()
-    assert repaired_steps(cut).count(1) == 1  # type: ignore[arg-type]
+    assert repaired_steps(cut).count(1) == 1
     found = document(folder)
     trials = [
         (point["values"]["repair.learning_rate"], trial) for point in found["points"] for trial in point["trials"]
