@@ -67,12 +67,10 @@ from sani_dist.repair.kept import Place
 from sani_dist.repair.schedule import Schedule
 from sani_dist.report import write_report
 from sani_dist.report.redact import redacted
-from sani_dist.run import STAGES, Run, build
+from sani_dist.run import RELATED, STAGES, Run, build
 from sani_dist.tracking import Curves, check_installed
 
 AUDIT_SCHEMA = 1
-# Of `attack.related`, in the folder of the tokens.
-RELATED = "related.arrow"
 
 
 # Before the ranks
@@ -186,7 +184,7 @@ def prepare(run: Run, metrics: Metrics, spread: Spread = map) -> None:
 def prepare_attack(run: Run) -> None:
     """Tokens of the text that only an attacker has. One process."""
     if run.config.attack.related is not None:
-        path = run.path("tokens", RELATED)
+        path = run.path(RELATED)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         build(path, partial(write_plain, run.config.attack.related, run.config.corpus, tokenizer_of(run.config)))
 
@@ -608,7 +606,7 @@ class _Worker:
         settings, path = self.config.attack, self.run.path("audit", "attacks.json")
         sanitised = self.run.path("model") if "export" in self.run.stages else None
         splits: dict[str, PackedRows] = {s: r for s in SPLITS if (r := self._rows(s)) is not None and len(r)}
-        related = None if settings.related is None else PackedRows(self.run.path("tokens", RELATED))
+        related = None if settings.related is None else PackedRows(self.run.path(RELATED))
         scene = Scene(
             splits, related, self.corpus, tokenizer_of(self.config), self._load,
             before=self.config.model.source if sanitised is not None else None,

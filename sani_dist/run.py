@@ -42,6 +42,8 @@ SENSITIVE_CONTENT = (
 )
 
 PURGED = "(purged)"
+# Tokens of `attack.related`.
+RELATED = "tokens/related.arrow"
 
 
 class Run:
@@ -134,9 +136,11 @@ class Run:
     # Stages
 
     def inputs_sha256(self, stage: str) -> str:
-        """Hash of all a stage depends on: its settings, the model's files, and what the stages before it wrote."""
+        """Hash of all a stage depends on: its settings, the model's files, what the stages before it wrote, and text that only it reads."""
         digest = hashlib.sha256()
         digest.update(json.dumps(self._settings_of(stage), sort_keys=True, default=str).encode())
+        if stage == "attack" and self.config.attack.related is not None and self.path(RELATED).exists():
+            digest.update(file_sha256(self.path(RELATED)).encode())
         for before in ORDER[: ORDER.index(stage)]:
             done = self._done_path(before)
             if done.exists():

@@ -23,6 +23,7 @@ from sani_dist.attack.result import Result
 from sani_dist.audit.spans import Corpus
 from sani_dist.config import Config
 from sani_dist.corpus.rows import PackedRows
+from sani_dist.pipeline import prepare_attack
 from sani_dist.run import Run
 
 from . import plain
@@ -203,6 +204,17 @@ def test_text_that_only_the_attacker_has(runs: dict[int, Run], tmp_path: Path) -
     assert rows.sensitive.sum() == 0
     assert rows.learnable.sum() == (batch.document >= 0).sum() - 9
     folder = Path(shutil.copytree(runs[2].folder, tmp_path / "run"))
+    run, given = Run.open(folder), Path(str(runs[2].config.attack.related))
+    before, text = run.inputs_sha256("attack"), given.read_text()
+    prepare_attack(run)
+    assert run.is_done("attack"), "the same text again"
+    try:
+        given.write_text(text + text)
+        prepare_attack(run)
+        assert not run.is_done("attack"), "another text under the same name"
+        assert run.inputs_sha256("attack") != before
+    finally:
+        given.write_text(text)
     for broken, message in (("nowhere.jsonl", "does not exist"), (str(path), "unknown kind of file")):
         with pytest.raises(sani_dist.InputError, match=message):
             api.attack(folder, changes={"attack": {"related": broken}})
