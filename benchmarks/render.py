@@ -10,25 +10,33 @@ from pathlib import Path
 
 import audit
 import cluster
+import end_to_end
 import erase
+import export
 import frozen_trunk
 import harness
+import linear_cost
 import load
 import masked_ce
 import prepare
+import repair_profile
 import repair_step
 import scaling
 from bars import bars
 
 BENCHMARKS = {
+    "end_to_end": end_to_end,
     "prepare": prepare,
     "load": load,
     "erase": erase,
     masked_ce.CPU_RESULTS: masked_ce,
     "repair_step": repair_step,
+    "repair_profile": repair_profile,
     "frozen_trunk": frozen_trunk,
     "scaling": scaling,
     "audit": audit,
+    "export": export,
+    "linear_cost": linear_cost,
     cluster.NAME: cluster,
 }
 PAGE = Path(__file__).parent / "README.md"

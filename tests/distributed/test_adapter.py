@@ -283,6 +283,7 @@ def test_its_report_speaks_of_the_adapter_and_the_base(finished: Run) -> None:
     assert len(api.verify(finished.folder, {"max_leak100": 0.05})) == 1
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_to_the_same_bytes(finished: Run, tmp_path: Path) -> None:
     """Exported by one rank from the checkpoint of two."""
     run = Run.open(shutil.copytree(finished.folder, tmp_path / "run"))
@@ -325,6 +326,7 @@ def test_erase_alone_leaves_every_other_byte(settings: Config, tmp_path: Path) -
     assert all(torch.equal(exported[name], tensor) for name, tensor in source.items())
 
 
+@pytest.mark.slow
 def test_repair_of_the_last_layers_alone_moves_their_part_of_the_adapter(settings: Config, tmp_path: Path) -> None:
     changes = {
         "model": {"dtype": "float32"}, "erase": {"layers": 0}, "repair": {"trainable": {"last": 1}}, "cluster": {"workers": 1},

@@ -74,6 +74,7 @@ def test_forward_sees_an_edit_and_training_goes_on_from_it(
     assert weights(folder, "undisturbed") == weights(default, "undisturbed")
 
 
+@pytest.mark.slow
 def test_two_nodes_of_two_ranks_each(
     wide_vocabulary: Path, tokens: Path, changed: Callable[..., str], tmp_path: Path
 ) -> None:

@@ -99,7 +99,7 @@ def test_the_whole_model_runs_forward_afterwards(kept: Path, tokens: Path) -> No
     np.testing.assert_allclose(np.load(kept / "scores.npy"), expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("workers", [2, 3])
+@pytest.mark.parametrize("workers", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_resumed_run_reads_the_states_of_the_stopped_one(
     train: Train, trained: Path, kept: Path, tmp_path: Path, workers: int
 ) -> None:

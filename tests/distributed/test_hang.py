@@ -46,7 +46,7 @@ def test_a_stopped_rank_is_named_and_leaves_its_stack(
     stack = text[text.index("(most recent call first)") :]
     assert "sani_dist/repair/train.py" in stack[: stack.index("Traceback")]
     assert ranks_of(folder) == []
-    if stopped == 1:
+    if stopped == 0:
         run = sani_dist.resume(folder)
         assert run.pending() == []
         same = [file_sha256(r.path("model", "model.safetensors")) for r in (run, finished_run)]

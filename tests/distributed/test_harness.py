@@ -47,6 +47,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_tasks_measure_what_the_harness_measures_itself(
     llama_folder: Path, threshold_0: Path, tasks: Path, tmp_path: Path
 ) -> None:

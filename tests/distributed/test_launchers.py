@@ -85,7 +85,7 @@ def model_hash(run: Run) -> str:
     return file_sha256(run.path("model", "model.safetensors"))
 
 
-@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed", pytest.param("accelerate", marks=pytest.mark.slow)])
 def test_a_launcher_gives_the_weights_of_sani_dist_run(
     finished_run: Run, settings_file: Path, tmp_path: Path, launcher: str
 ) -> None:

@@ -72,8 +72,8 @@ def test_a_ray_that_cannot_be_is_one_line(settings_file: Path, tmp_path: Path, o
 @pytest.mark.parametrize(
     ("record", "variables", "message"),
     [
-        (None, {}, "no Ray cluster takes us in at auto"),
-        ("127.0.0.1:1", {}, "nothing answers at 127.0.0.1:1"),
+        pytest.param(None, {}, "no Ray cluster takes us in at auto", marks=pytest.mark.slow),
+        pytest.param("127.0.0.1:1", {}, "nothing answers at 127.0.0.1:1", marks=pytest.mark.slow),
         ("127.0.0.1:1", {"RAY_ADDRESS": "127.0.0.1:2"}, "nothing answers at 127.0.0.1:2"),
     ],
     ids=["none", "killed", "RAY_ADDRESS goes before"],
