@@ -3,7 +3,8 @@
 Both load, measure, reset half of the neurons of the last layer, train two epochs on the same notes with identifiers out of the loss,
 measure again and save a Hugging Face model, in bfloat16 under the same ZeRO-3 config. Both measure which spans greedy decoding
 reproduces and the perplexity of notes and of held-out notes; ours also gives leak@n of every span, of which the alternative has
-nothing. Notes are of mixed length (`notes.py`); their identifiers are labelled, so that no detector is timed. Seconds are those of the
+nothing, and counts spans apart whose value stands earlier in the document, which the alternative calls reproduced when they are copied.
+Notes are of mixed length (`notes.py`); their identifiers are labelled, so that no detector is timed. Seconds are those of the
 whole command, from its start to its end. The alternative's batches are those that were fastest in `repair_step.py` and `audit.py`.
 """
 

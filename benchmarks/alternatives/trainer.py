@@ -67,7 +67,8 @@ def documents(path: Path, tokenizer: Any) -> list[dict[str, Any]]:
     for line in path.read_text().splitlines():
         document = json.loads(line)
         encoded = tokenizer(document["text"], return_offsets_mapping=True, truncation=True, max_length=LONGEST)
-        labels, spans = list(encoded["input_ids"]), []
+        # Left of the first token is padding, from which nothing can be foretold.
+        labels, spans = [-100, *encoded["input_ids"][1:]], []
         for span in document["spans"]:
             inside = [
                 i
