@@ -5,7 +5,9 @@ measure again and save a Hugging Face model, in bfloat16 under the same ZeRO-3 c
 reproduces and the perplexity of notes and of held-out notes; ours also gives leak@n of every span, of which the alternative has
 nothing, and counts spans apart whose value stands earlier in the document, which the alternative calls reproduced when they are copied.
 Notes are of mixed length (`notes.py`); their identifiers are labelled, so that no detector is timed. Seconds are those of the
-whole command, from its start to its end. The alternative's batches are those that were fastest in `repair_step.py` and `audit.py`.
+whole command, from its start to its end. The alternative's batches are those that were fast in `repair_step.py` and `audit.py`. What they
+measure before must agree. After, it need not: other neurons are reset, and of as few steps as these `Trainer` takes the first, of the
+warm-up, at a learning rate of 0. Time is what is compared.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 Both run the same ZeRO-3 config in bfloat16, with equal global batches: 8 packed rows of 1024 tokens, or as many documents as 8 rows
 hold on average. `Trainer` pads to the longest document of a micro-batch, groups documents of similar length, has the fused
 AdamW, and logs nothing. Each takes the micro-batch that was fastest for it, tried before for one epoch; as that costs ours memory, it
-also runs one row at a time, its least. Both train two epochs and the second is measured, whole: tokens of role "learn" in the text, over
-the seconds of the slower rank. Memory is the peak of the larger rank, loading included, above its level after imports and after joining
-the process group.
+also runs one row at a time, and with activation checkpointing. All train two epochs and the second is measured, whole: tokens of role
+"learn" in the text, over the seconds of the slower rank. Memory is the peak of the larger rank, loading included, above its level after
+imports and after joining the process group.
 
 Without packing (one document to a row, in the order of ours), the losses of the two must agree step by step.
 """
@@ -39,10 +39,10 @@ LEARNING_RATE = 5e-5
 # The comparison of losses: documents of at most so many tokens, global batch, and the difference that bf16 may make.
 SHORT, SHORT_BATCH, SAME_LOSS = 256, 8, 0.01
 METRICS = ("learnable_tokens_per_second", "peak_rss_bytes", "peak_anonymous_bytes")
-ONE_ROW = "ours, one row"
+ONE_ROW, CHECKPOINTED = "ours, one row", "ours, checkpointed"
 CLAIMS = tuple(
     claim
-    for ours in ("ours", ONE_ROW)
+    for ours in ("ours", ONE_ROW, CHECKPOINTED)
     for claim in (
         harness.Claim(METRICS[0], ours, "Trainer", at_least=1.5),
         harness.Claim(METRICS[1], ours, "Trainer", at_most=0.7),
@@ -54,15 +54,15 @@ CLAIMS = tuple(
 def compare(folder: Path, repeats: int) -> None:
     notes.prepare(folder, DOCUMENTS)
 
-    def run(case: str, micro: int, epochs: int = 1, unpacked: bool = False) -> dict[str, Any]:
+    def run(case: str, micro: int, *options: str, epochs: int = 1) -> dict[str, Any]:
         arguments = [
-            "--model", folder, "--case", case, "--micro", micro, "--epochs", epochs, *["--unpacked"] * unpacked
+            "--model", folder, "--case", case, "--micro", micro, "--epochs", epochs, *options
         ]  # fmt: skip
         ranks = harness.run_ranks(__file__, map(str, arguments))
         slowest = max(ranks, key=lambda rank: rank["seconds"])
         return {**slowest, **{name: max(rank[name] for rank in ranks) for name in METRICS[1:]}}
 
-    check_losses(run("ours", 2, unpacked=True)["losses"], run("Trainer", 2, unpacked=True)["losses"])
+    check_losses(*(run(case, 2, "--unpacked")["losses"] for case in CASES))
     recorder = harness.Recorder("repair_step")
     best = {}
     for case in CASES:
@@ -70,12 +70,12 @@ def compare(folder: Path, repeats: int) -> None:
         best[case] = min(tried, key=lambda micro: tried[micro])
         print(f"{case}: seconds an epoch by micro-batch {tried}", flush=True)
     for _ in range(repeats):
-        for name, case, micro in (
-            ("ours", "ours", best["ours"]),
-            (ONE_ROW, "ours", 1),
-            ("Trainer", "Trainer", best["Trainer"]),
+        for name, found in (
+            ("ours", run("ours", best["ours"], epochs=2)),
+            (ONE_ROW, run("ours", 1, epochs=2)),
+            (CHECKPOINTED, run("ours", best["ours"], "--checkpointing", epochs=2)),
+            ("Trainer", run("Trainer", best["Trainer"], epochs=2)),
         ):
-            found = run(case, micro, epochs=2)
             for metric in METRICS:
                 recorder.add(name, metric, found[metric])
     recorder.save(CLAIMS)
@@ -111,6 +111,7 @@ def measure(arguments: argparse.Namespace) -> None:
             settings = RepairSettings(
                 epochs=arguments.epochs, batch_rows=SHORT_BATCH if arguments.unpacked else BATCH_ROWS,
                 micro_rows=arguments.micro, learning_rate=LEARNING_RATE, schedule="constant", warmup=0, checkpoint_every=10**9,
+                activation_checkpointing=arguments.checkpointing,
             )  # fmt: skip
             chosen = rows_of(documents, arguments.result) if arguments.unpacked else rows
             found = ours(model, chosen, settings, arguments.result)
@@ -228,7 +229,8 @@ if __name__ == "__main__":
     parser = harness.options(__doc__, model=notes.DEFAULT_FOLDER, repeats=5, cases=CASES)
     parser.add_argument("--micro", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--epochs", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--unpacked", action="store_true", help=argparse.SUPPRESS)
+    for option in ("--unpacked", "--checkpointing"):
+        parser.add_argument(option, action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.result:
         measure(given)
