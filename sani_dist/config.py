@@ -388,7 +388,7 @@ class AttackSettings(Settings):
         200, description="spans that are asked for with other prompts, and as many of the control"
     )
     probe_spans: Annotated[int, Field(ge=8)] = Field(
-        1000, description="spans that probes learn from, and as many that they are tested on, and of the control"
+        500, description="spans that probes learn from, and as many that they are tested on, and of the control"
     )
     drift_tokens: Annotated[int, Field(ge=8)] = Field(1024, description="tokens whose hidden states are compared")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0

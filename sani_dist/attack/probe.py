@@ -1,26 +1,33 @@
-"""Linear probes: is a value still readable inside, by who trains a reader on values that are known?
+"""Probes: is a value still readable inside, by who trains a reader on values that are known?
 
-The hidden state of the token before a value, at each layer, is mapped linearly (ridge regression) to where the value lies in the output
-projection of the model. That is a place in a space, not one of a list of classes, so the map reads values it was never trained on: those
-of the other half of the documents. Two places are tried, each a variant:
+A value's place is where it lies in the output projection of the model. The state h of the token before it, at each layer, normed as the
+model norms its last, is compared with the place p of each value by a form that is linear in both:
+
+    score(h, p) = c h.p + h.M p
+
+With M = 0 it is the logit lens, which knows where the last layer would put a value. M is what the reader learns: where this layer puts
+it. It is learnt on half of the documents, by the cross-entropy of the true value among the others of its kind. As places lie in a space,
+and are no list of classes, the reader reads values it was never trained on: those of the other half. Two places are tried, each a variant:
 
 | variant | the value's place |
 |---|---|
 | first token | the row of its first token in the output projection |
 | whole value | the mean of the rows of its tokens |
 
-What is read is judged against the other values of the same kind of the same population: how often does it lie nearer, by the cosine, to the
-true one? Each pair of spans counts both ways, so a reader who knows only what is frequent gets 50 %; what the text before a value gives
-away shows in the never-trained control, which the same map reads.
+What is read is judged against the other values of the same kind of the same population: how often does the true one score higher? Each
+pair of spans counts both ways, so a reader who knows only what is frequent gets 50 %; what the text before a value gives away shows in
+the never-trained control, which the same reader reads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
+from scipy.optimize import minimize
 
 from sani_dist.attack.halves import half_of_documents, spans_of_the_others
 from sani_dist.attack.lens import block_outputs
@@ -35,8 +42,16 @@ from sani_dist.engine.zero3 import Engine, blocks_of
 
 VARIANTS = ("first token", "whole value")
 FEWEST_KNOWN = 8
-# Ridge penalties that are tried, relative to the mean square of the states: the one that foretells a left-out span best is taken.
-_PENALTIES = np.logspace(-3, 4, 15)
+# Of M, for each span learnt from, largest first: with the first it is hardly more than the lens. The one that foretells left-out documents
+# best is taken.
+_PENALTIES = (3.0, 0.3, 0.03)
+# One document in so many is left out for that.
+_LEFT_OUT = 4
+# M is learnt in the directions in which states, and places, of the known spans differ most, at most so many.
+_DIRECTIONS = 128
+# Of h.p where both have the mean length, to begin with.
+_SHARPNESS = 10.0
+_STEPS = 30
 
 
 def probe(scene: Scene, name: str, load: Iterator[Engine]) -> Iterator[Result]:
@@ -59,63 +74,130 @@ def probe(scene: Scene, name: str, load: Iterator[Engine]) -> Iterator[Result]:
     for variant in VARIANTS:
         named = [of_span[:1] if variant == "first token" else of_span for of_span in tokens]
         places = np.stack([np.mean([rows_of_tokens[t] for t in of_span], axis=0) for of_span in named])
-        pairs = _of_all_layers(layers, states, places, len(known), asked, named[len(known) :])
+        pairs = _of_all_layers(layers, states, places, spans, len(known), named)
         yield Result("probe", variant, name, tuple(_measured(asked, pairs)))
 
 
-def read(states: np.ndarray, places: np.ndarray, asked: np.ndarray) -> np.ndarray:
-    """Where the values behind `asked` lie, less the mean place, foretold by ridge regression from states [n, hidden] to places [n, size].
+@dataclass(frozen=True)
+class Known:
+    """Spans to learn from.
 
-    The penalty is the one with the least error on left-out spans, which needs no further fit (Allen, Technometrics 16, 1974).
+    states, places: float64 [n, size]. wrong: bool [n, n], the spans whose values are of the kind of a span's own and are not it. document:
+    int [n]; spans of one are learnt from or left out together.
     """
-    mean, scale = states.mean(axis=0), states.std(axis=0) + 1e-9
-    x, new = (states - mean) / scale, (asked - mean) / scale
-    y = places - places.mean(axis=0)
-    values, vectors = np.linalg.eigh(x @ x.T)
-    turned = vectors.T @ y
-    best, weights = np.inf, np.zeros_like(turned)
-    for penalty in _PENALTIES * x.shape[1]:
-        shrunk = values.clip(min=0) / (values.clip(min=0) + penalty)
-        leverage = (vectors**2 * shrunk).sum(axis=1) + 1 / len(x)
-        left_out = (y - vectors @ (shrunk[:, None] * turned)) / (1 - leverage).clip(min=1e-9)[:, None]
-        error = float((left_out**2).sum())
-        if error < best:
-            best, weights = error, turned / (values.clip(min=0) + penalty)[:, None]
-    found: np.ndarray = new @ x.T @ (vectors @ weights)
+
+    states: np.ndarray
+    places: np.ndarray
+    wrong: np.ndarray
+    document: np.ndarray
+
+
+def read(known: Known, states: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Scores, float64 [spans, spans], of each of `places` at each of `states`, by a reader that learns from `known`."""
+    # By torch, which keeps to the threads of its rank.
+    h, new_h = _centred(known.states, states)
+    p, new_p = _centred(known.places, places)
+    along_h, along_p = (torch.linalg.svd(k, full_matrices=False).Vh[:_DIRECTIONS].T for k in (h, p))
+
+    def pairs(of_states: torch.Tensor, of_places: torch.Tensor) -> _Pairs:
+        return _Pairs(_SHARPNESS * of_states @ of_places.T, of_states @ along_h, of_places @ along_p)
+
+    wrong = torch.from_numpy(known.wrong)
+    left_out = torch.from_numpy(pd.factorize(known.document)[0] % _LEFT_OUT == _LEFT_OUT - 1)
+    (learnt, its_wrong), (asked, their_wrong) = (
+        (pairs(h[part], p[part]), wrong[part][:, part]) for part in (~left_out, left_out)
+    )
+    penalty, reader = _PENALTIES[0], np.concatenate([[1.0], np.zeros(along_h.shape[1] * along_p.shape[1])])
+    if its_wrong.any() and their_wrong.any():
+        least = np.inf
+        for tried in _PENALTIES:
+            reader = _learn(learnt, its_wrong, tried, reader)
+            error = _cross_entropy(asked.scores(reader), their_wrong)[0]
+            if error < least:
+                least, penalty = error, tried
+    if wrong.any():
+        reader = _learn(pairs(h, p), wrong, penalty, reader)
+    return pairs(new_h, new_p).scores(reader).numpy()
+
+
+def _centred(known: np.ndarray, new: np.ndarray) -> list[torch.Tensor]:
+    """Both less the mean of `known`, over the root of the mean square of its lengths then."""
+    mean = known.mean(axis=0)
+    length = np.sqrt(((known - mean) ** 2).sum(axis=1).mean()) + 1e-12
+    return [torch.from_numpy((part - mean) / length) for part in (known, new)]
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """States and places to compare: h.p float64 [n, n], both along the directions of M, float64 [n, directions]."""
+
+    lens: torch.Tensor
+    h: torch.Tensor
+    p: torch.Tensor
+
+    def scores(self, reader: np.ndarray) -> torch.Tensor:
+        """`reader`: c, then M row by row."""
+        m = torch.from_numpy(reader[1:]).view(self.h.shape[1], -1)
+        return float(reader[0]) * self.lens + self.h @ m @ self.p.T
+
+
+def _learn(pairs: _Pairs, wrong: torch.Tensor, penalty: float, start: np.ndarray) -> np.ndarray:
+    """The reader of least cross-entropy plus penalty |M|^2 / 2 for each span. Convex, so it hardly matters where it starts."""
+
+    def loss(reader: np.ndarray) -> tuple[float, np.ndarray]:
+        error, slope = _cross_entropy(pairs.scores(reader), wrong)
+        of_m = (pairs.h.T @ slope @ pairs.p).flatten().numpy()
+        shrink = penalty / len(wrong) * reader[1:]
+        gradient = np.concatenate([[float((slope * pairs.lens).sum())], of_m + shrink])
+        return error + 0.5 * float(shrink @ reader[1:]), gradient
+
+    found: np.ndarray = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": _STEPS}).x
     return found
 
 
-def preferred(
-    found: np.ndarray, places: np.ndarray, kinds: Sequence[str], named: Sequence[Sequence[int]]
-) -> np.ndarray:
-    """Of each span, how many spans of its kind with another value lie farther from what was found than its own, and how many there are.
+def _cross_entropy(scores: torch.Tensor, wrong: torch.Tensor) -> tuple[float, torch.Tensor]:
+    """Mean of -log softmax of each span's own value among it and the wrong ones, and the slope at the scores."""
+    beside = (scores - scores.diagonal()[:, None]).masked_fill(~wrong, -torch.inf)
+    top = beside.amax(dim=1, keepdim=True).clamp(min=0)
+    odds = torch.exp(beside - top)
+    total = odds.sum(dim=1, keepdim=True) + torch.exp(-top)
+    slope = odds / total
+    slope.diagonal().sub_(slope.sum(dim=1))
+    return float((top + torch.log(total)).mean()), slope / len(scores)
 
-    found, places: [spans, size], both less the same mean. named: what tells values apart. Ties count half. Returns float64 [spans, 2].
-    """
-    directions = [m / np.linalg.norm(m, axis=1, keepdims=True).clip(min=1e-12) for m in (found, places)]
-    # Rounded, so that equal places are equal whatever the order of sums.
-    nearness = np.round(directions[0] @ directions[1].T, 6)
-    own = np.diagonal(nearness)[:, None]
-    kind = pd.factorize(np.array(kinds, dtype=object))[0]
+
+def wrong_values(kinds: Iterable[object], named: Iterable[Sequence[int]]) -> np.ndarray:
+    """Of each span, the spans of its kind that have another value: bool [spans, spans]. named: what tells values apart."""
+    kind = pd.factorize(np.array([str(k) for k in kinds], dtype=object))[0]
     value = pd.factorize(np.array([str(tuple(n)) for n in named], dtype=object))[0]
-    others = (kind[:, None] == kind) & (value[:, None] != value)
-    wins = ((own > nearness) + 0.5 * (own == nearness)) * others
-    return np.stack([wins.sum(axis=1), others.sum(axis=1)], axis=1).astype(np.float64)
+    different: np.ndarray = (kind[:, None] == kind) & (value[:, None] != value)
+    return different
+
+
+def preferred(scores: np.ndarray, wrong: np.ndarray) -> np.ndarray:
+    """Of each span, how many wrong values score less than its own, and how many there are. Ties count half. Returns float64 [spans, 2]."""
+    # Rounded, so that equal places are equal whatever the order of sums.
+    rounded = np.round(scores, 6)
+    own = np.diagonal(rounded)[:, None]
+    wins = ((own > rounded) + 0.5 * (own == rounded)) * wrong
+    return np.stack([wins.sum(axis=1), wrong.sum(axis=1)], axis=1).astype(np.float64)
 
 
 def _of_all_layers(
-    layers: int, states: dict[int, np.ndarray], places: np.ndarray, known: int, asked: pd.DataFrame,
+    layers: int, states: dict[int, np.ndarray], places: np.ndarray, spans: pd.DataFrame, known: int,
     named: Sequence[Sequence[int]],
 ) -> np.ndarray:  # fmt: skip
-    """`preferred` of every layer: float64 [layers, asked, 2]. Each rank reads the layers whose states it holds."""
-    found = np.zeros((layers, len(asked), 2))
-    of_asked = places[known:] - places[:known].mean(axis=0)
+    """`preferred` of every layer, for the spans after the first `known`: float64 [layers, asked, 2]. Each rank reads the layers whose
+    states it holds."""
+    # Each population has its own wrong values.
+    kinds = list(zip(spans["kind"], spans["split"], strict=True))
+    right, wrong = wrong_values(kinds[:known], named[:known]), wrong_values(kinds[known:], named[known:])
+    document, of_spans = spans["document"].to_numpy()[:known], places.astype(np.float64)
+    found = np.zeros((layers, len(spans) - known, 2))
     for layer, of_layer in states.items():
-        guessed = read(*(part.astype(np.float64) for part in (of_layer[:known], places[:known], of_layer[known:])))
-        for split in SPLITS.values():
-            here = np.flatnonzero(asked["split"] == split).tolist()
-            kinds = asked["kind"].iloc[here].tolist()
-            found[layer, here] = preferred(guessed[here], of_asked[here], kinds, [named[i] for i in here])
+        h = of_layer.astype(np.float64)
+        learnt_from = Known(h[:known], of_spans[:known], right, document)
+        found[layer] = preferred(read(learnt_from, h[known:], of_spans[known:]), wrong)
     return distributed.sum_over_ranks(torch.from_numpy(found).to(distributed.device())).cpu().numpy()
 
 
@@ -152,7 +234,7 @@ def _states(
     def rows_of(hidden: torch.Tensor, weight: torch.Tensor, *_: object) -> torch.Tensor:
         return weight[torch.tensor(tokens, device=weight.device)].float().cpu()
 
-    with block_outputs(engine) as (outputs, _):
+    with block_outputs(engine) as (outputs, norm):
         for mine, dealt in rounds(len(items), micro_rows):
             parts = [scene.rows[items[i][0]].batch([items[i][1]]) for i in mine]
             # Filled up with padding: kernels may sum micro-batches of other shapes in another order.
@@ -163,8 +245,9 @@ def _states(
             sent = torch.zeros((len(outputs), most, outputs[0].shape[-1]))
             places = [(row, int(first[s]) - 1) for row, i in enumerate(mine) for s in of_row[items[i]]]
             for layer, output in enumerate(outputs):
+                seen = norm[0](output) if norm else output
                 for place, (row, column) in enumerate(places):
-                    sent[layer, place] = output[row, column].float().cpu()
+                    sent[layer, place] = seen[row, column].float().cpu()
             gathered = distributed.gather_in_rank_order(sent.to(engine.device)).cpu().numpy()
             for part, of_rank in zip(gathered, dealt, strict=True):
                 lines = [s for i in of_rank for s in of_row[items[i]]]

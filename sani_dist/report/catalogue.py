@@ -227,9 +227,9 @@ ATTACKS = {
     "relearn": ("Relearning", "The model is trained on related text, then asked for the documents that this text does not hold."),
     "lens": ("Logit lens", "What each layer would predict if it were the last."),
     "probe": (
-        "Linear probes",
-        "A linear map from the hidden state before a value to the value, learnt on half of the documents, read on the other half and the "
-        "control: how often it points to the true value rather than to another of its kind; 50 % is guessing.",
+        "Probes",
+        "A reader that compares the hidden state before a value with each value of its kind, learnt on half of the documents, read on the "
+        "other half and the control: how often it scores the true value higher than another; 50 % is guessing.",
     ),
 }  # fmt: skip
 # Those that are judged by this and not by what comes out.

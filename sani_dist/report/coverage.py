@@ -95,10 +95,10 @@ ATTACKS = (
         "who has the weights may read inside what does not come out; `sani-dist attack` looks",
     ),
     Attack(
-        "Reading hidden states (linear probes)",
+        "Reading hidden states (probes)",
         r"attack_probe",
-        "a linear map learnt on half of the documents, at every layer, from the token before a value; with fewer spans than a hidden state "
-        "has dimensions it reads little even of what a model recites, and other probes may find more",
+        "a reader learnt on half of the documents, at every layer, from the token before a value; linear in the state, so other probes may "
+        "find more",
         "who knows some of the values may train a reader for the others; `sani-dist attack` does",
     ),
     Attack(
