@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,17 +47,17 @@ def compare(folder: Path, repeats: int) -> None:
     batch = math.ceil(DOCUMENTS * repair_step.BATCH_ROWS / len(PackedRows(rows)))
     recorder = harness.Recorder("end_to_end")
     for _ in range(repeats):
-        for case, run in (("ours", ours), ("alternative", alternative)):
+        for case, run in (("ours", ours), ("alternative", partial(alternative, batch=batch))):
             with tempfile.TemporaryDirectory(prefix="sani_dist-benchmark-") as out:
                 start = time.perf_counter()
-                found = run(model, corpus, heldout, Path(out), batch)
+                found = run(model, corpus, heldout, Path(out))
                 recorder.add(case, "seconds", time.perf_counter() - start)
                 for name, value in found().items():
                     recorder.add(case, name, value)
     recorder.save(CLAIMS)
 
 
-def ours(model: Path, corpus: Path, heldout: Path, out: Path, batch: int) -> Any:
+def ours(model: Path, corpus: Path, heldout: Path, out: Path) -> Any:
     settings = {
         "model": {"path": str(model)},
         "corpus": {

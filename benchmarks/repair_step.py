@@ -13,7 +13,6 @@ Without packing (one document to a row, in the order of ours), the losses of the
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import time
@@ -153,6 +152,7 @@ def ours(model: Path, rows: PackedRows, settings: RepairSettings, folder: Path) 
 def trainer(
     model: Path, documents: list[dict[str, list[int]]], documents_of_a_step: int, arguments: argparse.Namespace
 ) -> dict[str, Any]:
+    from alternatives.trainer import ds_config
     from transformers import (
         AutoModelForCausalLM,
         AutoTokenizer,
@@ -164,18 +164,9 @@ def trainer(
 
     from sani_dist.engine.zero3 import DEFAULT_DS_CONFIG
 
-    automatic = (
-        "train_batch_size",
-        "train_micro_batch_size_per_gpu",
-        "gradient_accumulation_steps",
-        "gradient_clipping",
-    )
-    ds_config = {
-        **json.loads(DEFAULT_DS_CONFIG.read_text()), "bf16": {"enabled": True}, **dict.fromkeys(automatic, "auto")
-    }  # fmt: skip
     batch = SHORT_BATCH if arguments.unpacked else documents_of_a_step
     settings = TrainingArguments(
-        output_dir=str(arguments.result / "trainer"), use_cpu=True, bf16=True, deepspeed=ds_config,
+        output_dir=str(arguments.result / "trainer"), use_cpu=True, bf16=True, deepspeed=ds_config(DEFAULT_DS_CONFIG),
         per_device_train_batch_size=arguments.micro, gradient_accumulation_steps=batch // (2 * arguments.micro),
         num_train_epochs=arguments.epochs, learning_rate=LEARNING_RATE, lr_scheduler_type="constant",
         optim="adamw_torch_fused", train_sampling_strategy="sequential" if arguments.unpacked else "group_by_length",

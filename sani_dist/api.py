@@ -131,8 +131,9 @@ def attack(
     orchestrate.check(run.config.cluster)
     pipeline.check(run.config)
     pipeline.check_unchanged(run)
-    # Whatever was attacked before: the same path may hold another text by now.
-    pipeline.prepare_attack(run)
+    if run.is_done("attack"):
+        # The same path may hold another text by now, and then it is not.
+        pipeline.prepare_attack(run)
     return _execute(run, on_event)
 
 

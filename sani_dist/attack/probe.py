@@ -42,8 +42,7 @@ from sani_dist.engine.zero3 import Engine, blocks_of
 
 VARIANTS = ("first token", "whole value")
 FEWEST_KNOWN = 8
-# Of M, for each span learnt from, largest first: with the first it is hardly more than the lens. The one that foretells left-out documents
-# best is taken.
+# Of M, for each span learnt from, largest first. The one that foretells left-out documents best is taken.
 _PENALTIES = (3.0, 0.3, 0.03)
 # One document in so many is left out for that.
 _LEFT_OUT = 4
@@ -191,13 +190,13 @@ def _of_all_layers(
     states it holds."""
     # Each population has its own wrong values.
     kinds = list(zip(spans["kind"], spans["split"], strict=True))
-    right, wrong = wrong_values(kinds[:known], named[:known]), wrong_values(kinds[known:], named[known:])
+    of_known, of_asked = wrong_values(kinds[:known], named[:known]), wrong_values(kinds[known:], named[known:])
     document, of_spans = spans["document"].to_numpy()[:known], places.astype(np.float64)
     found = np.zeros((layers, len(spans) - known, 2))
     for layer, of_layer in states.items():
         h = of_layer.astype(np.float64)
-        learnt_from = Known(h[:known], of_spans[:known], right, document)
-        found[layer] = preferred(read(learnt_from, h[known:], of_spans[known:]), wrong)
+        learnt_from = Known(h[:known], of_spans[:known], of_known, document)
+        found[layer] = preferred(read(learnt_from, h[known:], of_spans[known:]), of_asked)
     return distributed.sum_over_ranks(torch.from_numpy(found).to(distributed.device())).cpu().numpy()
 
 

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -18,6 +17,7 @@ import yaml
 
 from sani_dist.config import config_to_mapping
 from sani_dist.files import file_sha256
+from sani_dist.metrics import read_stage
 from sani_dist.orchestrate import worker
 from sani_dist.orchestrate.local import free_port
 from sani_dist.run import Run
@@ -61,12 +61,9 @@ def started(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
         )  # fmt: skip
 
 
-def steps(folder: Path) -> Iterator[int]:
+def steps(folder: Path) -> list[int]:
     """The steps that repair has reported until now."""
-    path = folder / "metrics.jsonl"
-    for line in path.read_text().splitlines(keepends=True) if path.exists() else []:
-        if line.endswith("\n") and (event := json.loads(line))["stage"] == "repair":
-            yield event["done"]
+    return [event["done"] for event in read_stage(folder / "metrics.jsonl", "repair")]
 
 
 def wait_for_step(step: int, folder: Path, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -85,7 +82,9 @@ def model_hash(run: Run) -> str:
     return file_sha256(run.path("model", "model.safetensors"))
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed", pytest.param("accelerate", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "launcher", [pytest.param(name, marks=[pytest.mark.slow] * (name == "accelerate")) for name in LAUNCHERS]
+)
 def test_a_launcher_gives_the_weights_of_sani_dist_run(
     finished_run: Run, settings_file: Path, tmp_path: Path, launcher: str
 ) -> None:

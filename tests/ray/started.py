@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import subprocess
 import sys
@@ -13,6 +12,8 @@ from pathlib import Path
 
 import psutil
 from ray.cluster_utils import Cluster
+
+from sani_dist.metrics import read_stage
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -48,10 +49,7 @@ def finished(process: subprocess.Popen[bytes], log: Path, code: int = 0, seconds
 
 def repaired_steps(folder: Path) -> list[int]:
     """The steps that repair has reported until now, those that were done twice twice."""
-    path = folder / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    events = [json.loads(line) for line in lines if line.endswith("\n")]
-    return [event["done"] for event in events if event["stage"] == "repair"]
+    return [event["done"] for event in read_stage(folder / "metrics.jsonl", "repair")]
 
 
 def restarted_after(folder: Path) -> list[int]:

@@ -1,0 +1,1 @@
+"""What users would otherwise write, as plain scripts."""
