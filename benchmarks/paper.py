@@ -18,30 +18,28 @@ made again. `--render` only writes the page, from results/paper.csv.
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
-import shutil
 import statistics
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import ablation
 import harness
+from ablation import Setting
 from bars import bars
 
 from sani_dist import api
-from sani_dist.config import config_from_mapping
 from sani_dist.demo.english import write_general_text
 from sani_dist.demo.notes import write_notes
 from sani_dist.run import Run
 
 PAGE = Path(__file__).parents[1] / "docs" / "paper.md"
-BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 DEFAULT_FOLDER = Path(tempfile.gettempdir()) / "sani_dist-benchmark-paper"
 VOCABULARY_NOTES = 60
 ARTICLES = 100
@@ -49,15 +47,7 @@ ROW_LENGTH, VOCABULARY = 384, 4096
 TERMS, TERM_COUNT = 30, 4  # how many, and how often each stands in the news at least
 
 
-@dataclass(frozen=True)
-class Setting:
-    """One way to sanitise. What is not given is as the publication has it: half of the last layer, at random, two epochs."""
-
-    name: str
-    erase: Mapping[str, Any] = field(default_factory=dict)
-    repair: Mapping[str, Any] = field(default_factory=dict)
-
-
+# What a setting does not give is as the publication has it: half of the last layer, at random, two epochs.
 # Zero in and out of a neuron: no gradient ever reaches it again, so it is pruned.
 PAPER = Setting("erase, repair")
 METHODS = (
@@ -165,23 +155,15 @@ class Experiment:
         self, name: str, model: Path, corpus: Mapping[str, Any], stages: tuple[str, ...], *,
         erase: Mapping[str, Any] | None = None, repair: Mapping[str, Any] | None = None,
     ) -> Run:  # fmt: skip
-        """The run of that name, made, gone on with, or taken as it is."""
-        folder = self.folder / name
-        if (folder / "config.yaml").exists():
-            return api.resume(folder)
-        shutil.rmtree(folder, ignore_errors=True)
-        print(f"{self.base.name}: {name}", flush=True)
-        config = config_from_mapping(
-            {
-                "model": {"path": str(model), "dtype": "float32"},
-                "corpus": {**corpus, "row_length": ROW_LENGTH},
-                "erase": erase or {"layers": 0},
-                "repair": repair or {"epochs": 0},
-                "audit": {"metrics": ["extraction", "generation"], "generation": {"texts": 128}, "micro_rows": 16},
-                "cluster": self.cluster,
-            }
-        )
-        return api.sanitize(config, folder, stages=stages)
+        config = {
+            "model": {"path": str(model), "dtype": "float32"},
+            "corpus": {**corpus, "row_length": ROW_LENGTH},
+            "erase": erase or {"layers": 0},
+            "repair": repair or {"epochs": 0},
+            "audit": {"metrics": ["extraction", "generation"], "generation": {"texts": 128}, "micro_rows": 16},
+            "cluster": self.cluster,
+        }
+        return ablation.finished_run(self.folder / name, config, stages)
 
     def _training(self, epochs: float, seed: int) -> dict[str, Any]:
         rows = {"batch_rows": 4, "micro_rows": 4 // self.cluster["workers"] or 1}
@@ -296,14 +278,6 @@ def download(base: Base, folder: Path) -> None:
 # The page
 
 
-def render() -> None:
-    """Write the results between the marks of the page, and the plots beside the CSV."""
-    lines = "\n".join(results(harness.latest_rows("paper")))
-    before, _, rest = PAGE.read_text().partition(BEGIN)
-    after = rest.partition(END)[2]
-    PAGE.write_text(f"{before}{BEGIN}\n{lines}\n{END}{after}")
-
-
 def results(rows: list[harness.Row]) -> Iterator[str]:
     found: dict[tuple[str, str], dict[str, dict[str, list[float]]]] = {}
     for row in rows:
@@ -312,14 +286,9 @@ def results(rows: list[harness.Row]) -> Iterator[str]:
     for (base, case), settings in found.items():
         yield from ("", f"## {base}, {case}", "")
         yield from plots(base, case, settings)
-        names = [name for _, _, name in METRICS if any(name in metrics for metrics in settings.values())]
-        yield f"| | {' | '.join(names)} |"
-        yield "|---" * (1 + len(names)) + "|"
-        for setting, metrics in settings.items():
-            yield f"| {setting} | {' | '.join(spread(metrics.get(name, []), name) for name in names)} |"
+        yield from ablation.table(settings, [name for _, _, name in METRICS])
     yield ""
-    for run in sorted({(r.date, r.commit, r.device, r.torch, r.deepspeed, r.transformers) for r in rows}):
-        yield "{}, commit {}: {}; torch {}, deepspeed {}, transformers {}.".format(*run)
+    yield from ablation.provenance(rows)
 
 
 def plots(base: str, case: str, settings: Mapping[str, Mapping[str, list[float]]]) -> Iterator[str]:
@@ -343,24 +312,9 @@ def plots(base: str, case: str, settings: Mapping[str, Mapping[str, list[float]]
         yield from (f"![{base}, {case}: by {title}](../benchmarks/results/{path.name})", "")
 
 
-def spread(values: list[float], name: str) -> str:
-    """Mean over the seeds, lowest and highest."""
-    if not values:
-        return ""
-    form = "{:.1f}" if name == "perplexity, news" else "{:.2f}" if name.startswith("perplexity") else "{:.3f}"
-    mean, low, high = (form.format(v) for v in (statistics.mean(values), min(values), max(values)))
-    return mean if low == high else f"{mean} [{low}, {high}]"
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ablation.options(__doc__, DEFAULT_FOLDER, workers=1)
     parser.add_argument("--base", action="append", choices=list(BASES), help="default: the two small ones")
-    parser.add_argument("--grid", choices=("reduced", "full"), default="reduced")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--folder", type=Path, default=DEFAULT_FOLDER)
-    parser.add_argument("--launcher", choices=("local", "ray"), default="local")
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--render", action="store_true", help="only write the page")
     arguments = parser.parse_args()
     if not arguments.render:
         recorder = harness.Recorder("paper")
@@ -372,7 +326,7 @@ def main() -> None:
             for case, setting, metric, value in experiment.measure(grid, arguments.seeds):
                 recorder.add(f"{name} | {case} | {setting}", metric, value)
         recorder.save(())
-    render()
+    ablation.write_results(PAGE, results(harness.latest_rows("paper")))
 
 
 if __name__ == "__main__":

@@ -382,6 +382,10 @@ class AttackSettings(Settings):
         description="documents of the same format about others, which the attacker of relearning has; default: corpus.heldout, else "
         "corpus.control",
     )
+    relearn_on: tuple[Literal["documents", "format", "general"], ...] = Field(
+        ("documents", "format", "general"),
+        description="what the attacker of relearning has: half of the documents, documents of the same format about others, general text",
+    )
     relearn_epochs: Annotated[float, Field(gt=0)] = Field(2, description="passes of the attacker over related text")
     relearn_rate: Annotated[float, Field(gt=0)] = Field(1e-4, description="learning rate of the attacker")
     prompt_spans: Annotated[int, Field(ge=1)] = Field(

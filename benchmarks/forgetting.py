@@ -1,0 +1,235 @@
+"""What makes a model forget, and whether it stays so under attack: objectives and erasing on the demo's SmolLM2-135M, docs/forgetting.md.
+
+    python benchmarks/forgetting.py --seeds 1                 # reduced: two cores take less than two hours for a seed
+    python benchmarks/forgetting.py --grid full --workers 2   # twice the notes, every attack on every row
+
+as a job of a Ray cluster, from a folder that all its nodes share:
+
+    ray job submit -- python benchmarks/forgetting.py --grid full --folder /shared/forgetting --launcher ray --workers 8
+
+Each seed has notes, people, training and erased units of its own. The memorised model and the gold model are trained alike, from the same
+base, on the same notes; the gold model never learns a sensitive token. Every row is a run below `--folder`: what is finished there is not
+made again. `--render` only writes the page, from results/forgetting.csv.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ablation
+import harness
+from ablation import Setting
+from bars import bars
+
+from sani_dist import api
+from sani_dist.config import PRESETS
+from sani_dist.demo import demo_config, write_base_model, write_general_text, write_notes
+from sani_dist.demo.settings import CONTROL, GENERAL, HELDOUT, NOTES, memorise_config
+from sani_dist.run import Run
+
+PAGE = Path(__file__).parents[1] / "docs" / "forgetting.md"
+DEFAULT_FOLDER = Path(tempfile.gettempdir()) / "sani_dist-benchmark-forgetting"
+MEMORISED, GOLD = "memorised", "gold"
+
+# All rows train alike, but for what their names say.
+BATCH_ROWS = 6
+COMMON = {"epochs": 2, "batch_rows": BATCH_ROWS, "learning_rate": 2.5e-4, "checkpoint_every": 10**6}
+TARGETED = PRESETS["targeted"]
+NOTHING = {"layers": 0}
+ATTRIBUTED = {"layers": 8, "fraction": 0.2, "select": "attribution", "reset": "zero"}
+UNLIKELIHOOD = {"objectives": {"unlikelihood": 1.0}}
+SURROGATES = {"objectives": {"surrogate": "en_US"}}
+THIRD = {"retain": 1 / 3}
+SETTINGS = (
+    Setting("repair alone", NOTHING),
+    Setting("the publication", PRESETS["paper"]["erase"]),
+    Setting("attribution", ATTRIBUTED),
+    Setting("attribution, surrogates", ATTRIBUTED, SURROGATES),
+    Setting("surrogates alone", NOTHING, SURROGATES),
+    Setting("unlikelihood alone", NOTHING, UNLIKELIHOOD),
+    Setting("unlikelihood, general text", NOTHING, {**UNLIKELIHOOD, **THIRD}),
+    Setting("attribution, unlikelihood", ATTRIBUTED, UNLIKELIHOOD),
+    Setting("attribution, unlikelihood, general text", ATTRIBUTED, {**UNLIKELIHOOD, **THIRD}),
+    Setting("preset targeted", TARGETED["erase"], TARGETED["repair"]),
+    Setting("preset targeted, nothing erased", NOTHING, TARGETED["repair"]),
+    Setting("preset targeted, last 8 layers trained", TARGETED["erase"], {**TARGETED["repair"], "trainable": {"last": 8}}),
+    Setting("preset targeted, until the control", TARGETED["erase"], {**TARGETED["repair"], "until_control": True}),
+)  # fmt: skip
+
+ROWS = (MEMORISED, *(setting.name for setting in SETTINGS), GOLD)
+SANITISE = ("prepare", "erase", "repair", "audit-after", "export", "attack")
+LOOK = ("prepare", "audit-before", "attack")  # at a model as it is
+
+
+@dataclass(frozen=True)
+class Grid:
+    """notes: of each seed that the model memorises, and as many of the control. attacks: on every row. more: on some rows too."""
+
+    notes: int
+    attacks: tuple[str, ...]
+    more: tuple[str, ...] = ()
+    some: tuple[str, ...] = ()
+    relearn_on: tuple[str, ...] = ("documents", "format", "general")
+
+
+GRIDS = {
+    "reduced": Grid(48, ("relearn",), ("lens", "quantise"), (MEMORISED, "preset targeted", GOLD), ("documents",)),
+    "full": Grid(104, ("relearn", "lens", "probe", "quantise", "prompts")),
+}
+
+# (metric of an audit, population, column)
+AUDITED = (
+    ("greedy", "sensitive", "greedy"),
+    ("leak@100", "sensitive", "leak@100"),
+    ("leak@100", "control", "leak@100, never trained on"),
+    ("mia_loss_auc", "sensitive", "membership AUC"),
+    ("perplexity", "repair", "perplexity, the notes' other words"),
+    ("perplexity", "heldout", "perplexity, held-out notes"),
+    ("perplexity", "general_test", "perplexity, general"),
+)
+# (attack, variant, metric, population, column); of several measurements, one for each layer, the highest counts
+ATTACKED = (
+    ("relearn", "nothing", "leak@100", "sensitive", "other half"),
+    ("relearn", "documents", "leak@100", "sensitive", "relearnt"),
+    ("relearn", "documents", "leak@100", "control", "relearnt, never trained on"),
+    ("relearn", "format", "leak@100", "sensitive", "relearnt from others' notes"),
+    ("relearn", "general", "leak@100", "sensitive", "relearnt from general text"),
+    ("quantise", "int8", "leak@100", "sensitive", "int8"),
+    ("quantise", "int4", "leak@100", "sensitive", "int4"),
+    ("lens", "each layer", "leak@100", "sensitive", "lens"),
+    ("probe", "whole value", "preference", "sensitive", "probe"),
+    ("probe", "whole value", "preference", "control", "probe, never trained on"),
+)
+MINUTES = "minutes"
+FORGOTTEN = [name for _, _, name in AUDITED]
+UNDER_ATTACK = [name for *_, name in ATTACKED]
+
+
+class Seed:
+    """All runs of one seed, below a folder of their own."""
+
+    def __init__(self, folder: Path, seed: int, grid: Grid, cluster: Mapping[str, Any]) -> None:
+        self.folder, self.seed, self.grid, self.cluster = folder / f"seed-{seed}", seed, grid, dict(cluster)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for number, name in enumerate((NOTES, CONTROL, HELDOUT)):
+            write_notes(self.folder / name, grid.notes, seed, start=number * grid.notes)
+        write_general_text(self.folder / GENERAL)
+        base = self.folder / "base"
+        if not base.exists():
+            write_base_model(base)
+
+    def measure(self, rows: Sequence[str] = ROWS) -> Iterator[tuple[str, str, float]]:
+        """(row, column, value)."""
+        memorised = self._trained("memorise", {})
+        if MEMORISED in rows:
+            yield from self._looked_at(MEMORISED, memorised)
+        for setting in SETTINGS:
+            if setting.name not in rows:
+                continue
+            config = self._config(setting.name, memorised.path("model"))
+            config["erase"] = {**setting.erase, "seed": self.seed}
+            config["repair"] = {**COMMON, "micro_rows": self._micro_rows, "seed": self.seed, **setting.repair}
+            run = ablation.finished_run(self._path(setting.name), config, SANITISE)
+            yield from self._figures(setting.name, run, "after")
+        if GOLD in rows:
+            yield from self._looked_at(GOLD, self._trained(GOLD, {"objectives": {}}))
+
+    def _looked_at(self, name: str, trained: Run) -> Iterator[tuple[str, str, float]]:
+        config = {**self._config(name, trained.path("model")), "erase": NOTHING}
+        run = ablation.finished_run(self._path(f"{name}-attacked"), config, LOOK)
+        yield from self._figures(name, run, "before")
+
+    def _figures(self, setting: str, run: Run, when: str) -> Iterator[tuple[str, str, float]]:
+        audited = {(m["metric"], m["population"]): m["value"] for m in api.measurements(run, when) if not m["group"]}
+        attacked: dict[tuple[str, ...], float] = {}
+        for result in api.attacks(run):
+            for m in result.measurements:
+                key = (result.attack, result.variant, m.metric, m.population)
+                if m.value is not None:
+                    attacked[key] = max(m.value, attacked.get(key, 0))
+        values = {column: audited.get((metric, population)) for metric, population, column in AUDITED}
+        values |= {column: attacked.get(tuple(key)) for *key, column in ATTACKED}
+        for column, value in values.items():
+            if value is not None:
+                yield setting, column, value
+        times = [json.loads(line)["time"] for line in run.path("metrics.jsonl").read_text().splitlines()]
+        yield setting, MINUTES, (times[-1] - times[0]) / 60
+
+    def _trained(self, name: str, repair: Mapping[str, Any]) -> Run:
+        """The base trained on the notes as the demo's hospital does, with other settings of repair."""
+        config = memorise_config(self.folder, self.seed, self.cluster["workers"])
+        config["repair"] |= repair
+        config["cluster"] |= self.cluster
+        return ablation.finished_run(self._path(name), config, api.REPAIR_STAGES)
+
+    def _config(self, setting: str, model: Path) -> dict[str, Any]:
+        """Sensitive is what the notes' own labels say, so that no row hangs on a detector."""
+        config = demo_config(self.folder, self.seed, self.cluster["workers"])
+        further = self.grid.more if setting in self.grid.some else ()
+        return {
+            "model": {"path": str(model), "dtype": "bfloat16"},
+            "corpus": {**config["corpus"], "detect": [{"name": "annotations"}]},
+            "audit": {"metrics": ["extraction", "membership", "utility"], "continuations": 1},
+            "attack": {"attacks": [*self.grid.attacks, *further], "relearn_on": list(self.grid.relearn_on), "seed": self.seed},
+            "repair": {"epochs": 0, "batch_rows": BATCH_ROWS, "micro_rows": self._micro_rows},
+            "cluster": {**config["cluster"], **self.cluster},
+        }  # fmt: skip
+
+    @property
+    def _micro_rows(self) -> int:
+        return max(1, BATCH_ROWS // int(self.cluster["workers"]))
+
+    def _path(self, name: str) -> Path:
+        return self.folder / re.sub("[^a-z0-9]+", "-", name.lower())
+
+
+# The page
+
+
+def results(rows: list[harness.Row]) -> Iterator[str]:
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        found.setdefault(row.case, {}).setdefault(row.metric, []).append(row.value)
+    yield from ("", "## Forgotten, and at what price", "", _plot(found), "")
+    yield from ablation.table(found, [*FORGOTTEN, MINUTES])
+    yield from ("", "## Under attack", "")
+    yield from ablation.table(found, UNDER_ATTACK)
+    yield ""
+    yield from ablation.provenance(rows)
+
+
+def _plot(found: Mapping[str, Mapping[str, list[float]]]) -> str:
+    """Bars of what leaks before and after relearning."""
+    columns = ("other half", "relearnt")
+    drawn = {name: {c: sum(of[c]) / len(of[c]) for c in columns if c in of} for name, of in found.items()}
+    title = "leak@100 of the half an attacker does not know, before and after relearning the other"
+    path = harness.RESULTS / "forgetting.svg"
+    path.write_text(bars(title, drawn, lambda value: f"{value:.3f}"))
+    return f"![{title}](../benchmarks/results/{path.name})"
+
+
+def main() -> None:
+    parser = ablation.options(__doc__, DEFAULT_FOLDER, workers=2)
+    parser.add_argument(
+        "--row", action="append", choices=ROWS, metavar="ROW", help=f"one of: {'; '.join(ROWS)} (default: all)"
+    )
+    arguments = parser.parse_args()
+    if not arguments.render:
+        recorder = harness.Recorder("forgetting")
+        cluster = {"launcher": arguments.launcher, "workers": arguments.workers}
+        for number in range(arguments.seeds):
+            seed = Seed(arguments.folder.resolve(), number, GRIDS[arguments.grid], cluster)
+            for row, column, value in seed.measure(arguments.row or ROWS):
+                recorder.add(row, column, value)
+        recorder.save(())
+    ablation.write_results(PAGE, results(harness.latest_rows("forgetting")))
+
+
+if __name__ == "__main__":
+    main()
