@@ -199,6 +199,7 @@ def test_an_unlearnable_first_token_and_padding_have_role_ignore(tmp_path, jsonl
     assert (batch.position[0, size:] == 0).all()
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_text(tmp_path, jsonl, tokenizer):
     rng = np.random.default_rng(0)
     words = [f"word{i}" for i in range(500)]

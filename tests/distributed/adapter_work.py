@@ -33,18 +33,15 @@ INPUTS = "the same inputs"
 
 
 def carry(
-    folder: Path, *, cases: dict[str, tuple[str, str, str]], plans: str, tokens: str, ds_config: str, repair: dict[str, Any]
+    folder: Path, *, base: str, adapter: str, merged: str, tokens: str, ds_config: str, repair: dict[str, Any]
 ) -> None:  # fmt: skip
-    """cases: name -> folders of the base, the adapter, and the model that both are merged into."""
-    for name, (base, adapter, merged) in cases.items():
-        plan = Plan.read(Path(plans) / f"{name}.json")
-        (folder / name).mkdir(exist_ok=True)
-        _carry(folder / name, Path(base), Adapter(Path(adapter)), plan, Path(tokens), ds_config, repair)
-        config = read_ds_config(Path(ds_config), torch.float32)
-        engine = Engine(load_sharded(Path(merged), config, torch.float32), config)
-        engine.for_inference()
-        np.save(folder / name / "flow-merged.npy", _flow(engine, Path(tokens)))
-        engine.close()
+    """merged: folder of the model that base and adapter are merged into. The units of `folder/plan.json` are erased."""
+    _carry(folder, Path(base), Adapter(Path(adapter)), Plan.read(folder / "plan.json"), Path(tokens), ds_config, repair)
+    config = read_ds_config(Path(ds_config), torch.float32)
+    engine = Engine(load_sharded(Path(merged), config, torch.float32), config)
+    engine.for_inference()
+    np.save(folder / "flow-merged.npy", _flow(engine, Path(tokens)))
+    engine.close()
 
 
 def _carry(

@@ -54,6 +54,12 @@ ERASED: dict[str, dict[str, Indices]] = {
 }
 
 
+@pytest.fixture(scope="module", params=["llama", pytest.param("gpt2", marks=pytest.mark.slow)])
+def name(request: pytest.FixtureRequest) -> str:
+    """Of the case that is tested."""
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
 def bases(llama_folder: Path, gpt2_folder: Path) -> dict[str, Path]:
     return {"llama": llama_folder, "gpt2": gpt2_folder}
@@ -87,17 +93,17 @@ def tokens(corpus: dict[str, str], tiny_tokenizer: PreTrainedTokenizerFast, tmp_
 
 @pytest.fixture(scope="module")
 def carried(
-    bases: dict[str, Path], adapters: dict[str, Path], merged: dict[str, Path], tokens: Path, threshold_0: Path,
+    name: str, bases: dict[str, Path], adapters: dict[str, Path], merged: dict[str, Path], tokens: Path, threshold_0: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:  # fmt: skip
     folder = tmp_path_factory.mktemp("carried")
-    for name, layer in LAST.items():
-        Plan("", 0, "random", "zero", (Unit(layer, "mlp", (1, 5)), Unit(layer, "head", (1,)))).write(
-            folder / f"{name}.json"
-        )
+    Plan("", 0, "random", "zero", (Unit(LAST[name], "mlp", (1, 5)), Unit(LAST[name], "head", (1,)))).write(
+        folder / "plan.json"
+    )
+    base, adapter, together = (str(of[name]) for of in (bases, adapters, merged))
     run_ranks(
-        2, "adapter_work.carry", folder, cases={name: [str(of[name]) for of in (bases, adapters, merged)] for name in LAST},
-        plans=str(folder), tokens=str(tokens), ds_config=str(threshold_0), repair=REPAIR,
+        2, "adapter_work.carry", folder, base=base, adapter=adapter, merged=together, tokens=str(tokens), ds_config=str(threshold_0),
+        repair=REPAIR,
     )  # fmt: skip
     return folder
 
@@ -117,11 +123,10 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "adapter_model.safetensors")
 
 
-@pytest.mark.parametrize("name", LAST)
 def test_scores_and_texts_are_those_of_plain_peft(
     name: str, carried: Path, bases: dict[str, Path], adapters: dict[str, Path], tokens: Path
 ) -> None:
-    model, scores = with_adapter(bases[name], adapters[name]), np.load(carried / name / "scores.npz")
+    model, scores = with_adapter(bases[name], adapters[name]), np.load(carried / "scores.npz")
     expected = plain.logprobs(model, PackedRows(tokens / "repair.arrow"))
     np.testing.assert_allclose(scores["before"], expected, atol=2e-5)
     base_alone = plain.logprobs(plain.load(bases[name]), PackedRows(tokens / "repair.arrow"))
@@ -130,41 +135,39 @@ def test_scores_and_texts_are_those_of_plain_peft(
         assert written.tolist() == plain.written(model, prompt, NEW_TOKENS)
 
 
-@pytest.mark.parametrize("name", LAST)
 def test_the_erased_units_are_those_written_down(name: str, carried: Path, adapters: dict[str, Path]) -> None:
     expected = weights(adapters[name])
     for tensor, indices in ERASED[name].items():
         for index in indices:
             assert expected[tensor][index].any()
             expected[tensor][index] = 0
-    found = weights(carried / name / "erased")
+    found = weights(carried / "erased")
     assert set(found) == set(expected)
     for tensor, values in expected.items():
         assert torch.equal(found[tensor], values), tensor
 
 
-@pytest.mark.parametrize("name", LAST)
 def test_the_forward_changes_as_in_plain_peft(
     name: str, carried: Path, bases: dict[str, Path], adapters: dict[str, Path], tokens: Path
 ) -> None:
-    model, scores = with_adapter(bases[name], adapters[name], ERASED[name]), np.load(carried / name / "scores.npz")
+    model, scores = with_adapter(bases[name], adapters[name], ERASED[name]), np.load(carried / "scores.npz")
     expected = plain.logprobs(model, PackedRows(tokens / "repair.arrow"))
     np.testing.assert_allclose(scores["erased"], expected, atol=2e-5)
     assert np.nanmax(np.abs(scores["erased"] - scores["before"])) > 1e-3
 
 
-@pytest.mark.parametrize("name", LAST)
 def test_memory_flows_through_the_units_as_in_the_merged_model(name: str, carried: Path) -> None:
-    alone, together = np.load(carried / name / "scores.npz")["flow"], np.load(carried / name / "flow-merged.npy")
+    alone, together = np.load(carried / "scores.npz")["flow"], np.load(carried / "flow-merged.npy")
     assert alone.min() > 0
     np.testing.assert_allclose(alone, together, rtol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["llama"], indirect=True)
 def test_what_is_left_of_an_erased_unit_is_the_base(
     carried: Path, bases: dict[str, Path], merged: dict[str, Path], tmp_path: Path
 ) -> None:
     """As `reset: base` does it in the merged model."""
-    lora.merge(bases["llama"], carried / "llama" / "erased", tmp_path / "erased")
+    lora.merge(bases["llama"], carried / "erased", tmp_path / "erased")
     folders = (merged["llama"], tmp_path / "erased", bases["llama"])
     source, erased, base = (load_file(folder / "model.safetensors") for folder in folders)
     for module, index in (
@@ -176,31 +179,28 @@ def test_what_is_left_of_an_erased_unit_is_the_base(
         assert torch.equal(erased[weight], values), weight
 
 
-@pytest.mark.parametrize("name", LAST)
 def test_repair_moves_every_tensor_of_the_adapter_and_no_bit_of_the_base(name: str, carried: Path) -> None:
-    erased, repaired = (weights(carried / name / stage) for stage in ("erased", "repaired"))
+    erased, repaired = (weights(carried / stage) for stage in ("erased", "repaired"))
     assert [tensor for tensor in erased if torch.equal(erased[tensor], repaired[tensor])] == []
     for rank in range(2):
-        base_equal, _ = json.loads((carried / name / f"rank-{rank}.json").read_text())
+        base_equal, _ = json.loads((carried / f"rank-{rank}.json").read_text())
         assert base_equal
-    masters = plain.assembled(carried / name / "checkpoints" / "step-000001", "master")
+    masters = plain.assembled(carried / "checkpoints" / "step-000001", "master")
     assert len(masters) == len(repaired)
     assert all(".lora_" in parameter for parameter in masters)
 
 
-@pytest.mark.parametrize("name", LAST)
 def test_going_on_from_the_checkpoint_gives_the_same_bits(name: str, carried: Path) -> None:
-    assert [json.loads((carried / name / f"rank-{rank}.json").read_text())[1] for rank in range(2)] == [True, True]
+    assert [json.loads((carried / f"rank-{rank}.json").read_text())[1] for rank in range(2)] == [True, True]
 
 
-@pytest.mark.parametrize("name", LAST)
 def test_peft_loads_what_was_exported_bit_for_bit(name: str, carried: Path, adapters: dict[str, Path]) -> None:
-    facts = json.loads((carried / name / "facts.json").read_text())
+    facts = json.loads((carried / "facts.json").read_text())
     assert facts["export_equal"] == [True, True]  # in float32, and in bfloat16
     neurons, heads = (round(0.3 * count) for count in {"llama": (41, 3), "gpt2": (43, 3)}[name])
     layers = (LAST[name] - 1, LAST[name])
     assert facts["chosen"] == [[n, kind, count] for n in layers for kind, count in (("mlp", neurons), ("head", heads))]
-    exported = carried / name / "repaired"
+    exported = carried / "repaired"
     assert {path.name for path in exported.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
     assert_same_form(exported, adapters[name])
 

@@ -22,7 +22,7 @@ from sani_dist.run import Run
 
 from .test_runs import at_step, ranks_of
 
-SECONDS = 15
+SECONDS = 10
 
 
 @pytest.mark.parametrize("stopped", [1, pytest.param(0, marks=pytest.mark.slow)])

@@ -276,6 +276,7 @@ def test_killed_and_terminated_runs_end_with_the_same_weights(
         assert sani_dist.api.measurements(run, when) == sani_dist.api.measurements(finished_run, when)
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_no_checkpoint_and_no_model(
     finished_run: Run, make_config: Callable[..., Config], small_disk: Path
 ) -> None:

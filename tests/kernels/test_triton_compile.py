@@ -26,6 +26,8 @@ NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 # Bytes of shared memory a block can have: CUDA programming guide, technical specifications per compute capability.
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 
+PARTS = [pytest.param(80, marks=pytest.mark.slow), 90, pytest.param(100, marks=pytest.mark.slow)]
+
 LOSS_TYPES = {
     "stride": "i32", "vocabulary": "i32", "targets": "*i64", "roles": "*u8", "factors": "*fp32", "losses": "*fp32", "softcap": "fp32",
     "z_loss": "fp32", "smoothing": "fp32", "floor": "fp32", "log_rest_at_floor": "fp32",
@@ -117,7 +119,7 @@ def _compiled(name: str, part: int, dtype: torch.dtype, picked: Launch, sixteens
     return Compiled(int(found[1]), int(found[2]), made.metadata.shared, made.asm["ptx"], told)
 
 
-@pytest.mark.parametrize("part", [80, 90, 100])
+@pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("dtype", list(NAMES), ids=list(NAMES.values()))
 @pytest.mark.parametrize("vocabulary", list(VOCABULARIES.values()), ids=list(VOCABULARIES))
 def test_what_the_dispatcher_picks_is_compiled_well(part: int, dtype: torch.dtype, vocabulary: int) -> None:
@@ -138,7 +140,7 @@ def test_what_the_dispatcher_picks_is_compiled_well(part: int, dtype: torch.dtyp
         assert len(re.findall(r"\bLDG\.E\S*U16\b", made.sass)) == (dtype != torch.float32), name
 
 
-@pytest.mark.parametrize("part", [80, 90, 100])
+@pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_two_programs_of_the_loss_fit_on_a_multiprocessor(part: int, dtype: torch.dtype) -> None:
     """What `launch` counts on to keep loads under way."""
