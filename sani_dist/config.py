@@ -276,8 +276,9 @@ class RepairSettings(Settings):
         "all",
         description="`last: N`: only the last N layers; what is below runs once and is kept on disk until they are trained",
     )
-    activation_checkpointing: bool = Field(
-        False, description="layers run again in backward and keep nothing till then: less memory, a third more time"
+    activation_checkpointing: bool | Annotated[float, Field(gt=0, lt=1)] = Field(
+        False,
+        description="layers, or this share of them, run again in backward and keep nothing till then: less memory, up to a third more time",
     )
     learning_rate: Annotated[float, Field(gt=0)] = 5e-5
     warmup: Annotated[float, Field(ge=0, lt=1)] = Field(

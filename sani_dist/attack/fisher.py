@@ -20,8 +20,9 @@ from transformers.pytorch_utils import Conv1D
 
 from sani_dist.corpus.rows import LEARN, NO_DOCUMENT, SENSITIVE, PackedRows, empty_batch, targets
 from sani_dist.engine import distributed
+from sani_dist.engine.blocks import blocks_of
 from sani_dist.engine.rounds import rounds
-from sani_dist.engine.zero3 import Engine, blocks_of
+from sani_dist.engine.zero3 import Engine
 from sani_dist.erase.select import summed_loss
 
 # Documents differ by orders of magnitude, and a backward pass costs more than a forward one: so many rows say enough of a ratio.

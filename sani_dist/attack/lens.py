@@ -17,7 +17,8 @@ from sani_dist.attack.scene import Scene
 from sani_dist.audit.measurement import Measurement
 from sani_dist.audit.scores import TokenScores, View, score_views
 from sani_dist.corpus.rows import SENSITIVE
-from sani_dist.engine.zero3 import Engine, blocks_of
+from sani_dist.engine.blocks import blocks_of
+from sani_dist.engine.zero3 import Engine
 
 
 def lens(scene: Scene, name: str, load: Iterator[Engine]) -> Iterator[Result]:

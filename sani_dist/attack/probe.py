@@ -37,8 +37,9 @@ from sani_dist.audit.measurement import Measurement
 from sani_dist.audit.spans import SPLITS
 from sani_dist.corpus.rows import empty_batch, stacked
 from sani_dist.engine import distributed
+from sani_dist.engine.blocks import blocks_of
 from sani_dist.engine.rounds import rounds
-from sani_dist.engine.zero3 import Engine, blocks_of
+from sani_dist.engine.zero3 import Engine
 
 VARIANTS = ("first token", "whole value")
 FEWEST_KNOWN = 8

@@ -10,24 +10,25 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from sani_dist.engine.blocks import blocks_of
 from sani_dist.errors import InputError
 
 
 class Trunk:
-    """The layers of `model` below its last `trained` ones, embedding included."""
+    """The layers of `model` below its last `trained` ones, embedding included. `above`: those that are trained."""
 
     def __init__(self, model: PreTrainedModel, trained: int) -> None:
-        layers = layers_of(model)
+        layers = list(blocks_of(model))
         if not trained < len(layers):
             raise InputError(
                 f"repair.trainable: last {trained}, but the model has {len(layers)} layers; for all of them leave it out"
             )
-        self._below, self._trained = layers[: len(layers) - trained], layers[len(layers) - trained :]
+        self._below, self.above = layers[: len(layers) - trained], layers[len(layers) - trained :]
 
     def freeze(self, model: PreTrainedModel) -> None:
         """Leave gradients to the trained layers alone: not to the embedding, the last norm or the output projection."""
         model.requires_grad_(False)
-        for layer in self._trained:
+        for layer in self.above:
             layer.requires_grad_(True)
 
     @contextmanager
@@ -41,9 +42,9 @@ class Trunk:
                 raise InputError(f"repair.trainable: {type(layer).__name__} is not handed hidden states alone")
             found.append(states)
 
-        hook = self._trained[0].register_forward_pre_hook(record, with_kwargs=True)
+        hook = self.above[0].register_forward_pre_hook(record, with_kwargs=True)
         try:
-            with _passing(self._trained):
+            with _passing(self.above):
                 yield found
         finally:
             hook.remove()
@@ -56,18 +57,12 @@ class Trunk:
             return ((states, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": states})
 
         # The first hook of all, so that ZeRO-3's see the states that count.
-        hook = self._trained[0].register_forward_pre_hook(replace, with_kwargs=True, prepend=True)
+        hook = self.above[0].register_forward_pre_hook(replace, with_kwargs=True, prepend=True)
         try:
             with _passing(self._below):
                 yield
         finally:
             hook.remove()
-
-
-def layers_of(model: PreTrainedModel) -> list[nn.Module]:
-    """The blocks of a transformer, in order: its longest list of modules."""
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    return list(max(lists, key=len, default=nn.ModuleList()))  # type: ignore[arg-type]
 
 
 @contextmanager

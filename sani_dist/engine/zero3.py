@@ -21,6 +21,7 @@ from sani_dist.config import RepairSettings
 from sani_dist.engine import distributed
 from sani_dist.engine.adapter import Adapter, freeze_base
 from sani_dist.engine.attention import attend_by_document
+from sani_dist.engine.blocks import blocks_of, recompute
 from sani_dist.engine.layout import find_layout
 from sani_dist.engine.packed_attention import PackedAttention
 from sani_dist.engine.safetensors_files import Checkpoint
@@ -97,15 +98,6 @@ def build_empty(config: Any, dtype: torch.dtype) -> PreTrainedModel:
         ) from error
     model.tie_weights()
     return model
-
-
-def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
-    """The blocks of a model, in order. Raises InputError when there is no list of as many modules as its config has layers."""
-    count = model.config.get_text_config().num_hidden_layers
-    found = next((m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count), None)
-    if found is None:
-        raise InputError(f"model.path: {type(model).__name__}: no list of {count} blocks found")
-    return found
 
 
 def load_sharded(
@@ -355,15 +347,15 @@ class Engine:
     def for_training(self, settings: RepairSettings) -> None:
         """Build masters and moments from the shards as they are now. Gradient accumulation follows from `batch_rows`.
 
-        Raises InputError when the model has no activation checkpointing and the settings ask for it.
+        Raises InputError when the settings ask for activation checkpointing that the model has not.
         """
         import deepspeed
 
         self.close()
         if settings.activation_checkpointing:
-            if not self.model.supports_gradient_checkpointing:
-                raise InputError(f"repair.activation_checkpointing: {type(self.model).__name__} has none; leave it out")
-            self.model.activation_checkpointing_enable()
+            trunk = self.module.trunk if isinstance(self.module, CausalModel) else None
+            blocks = blocks_of(self.model) if trunk is None else trunk.above
+            recompute(self.model, list(blocks), float(settings.activation_checkpointing))
         self.accumulation = -(-settings.batch_rows // (settings.micro_rows * distributed.world_size()))
         config = dict(self.ds_config)
         config["train_micro_batch_size_per_gpu"] = settings.micro_rows

@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sani_dist.engine.adapter import lora_layers
-from sani_dist.engine.zero3 import blocks_of
+from sani_dist.engine.blocks import blocks_of
 from sani_dist.errors import InputError
 
 Kind = Literal["mlp", "head"]

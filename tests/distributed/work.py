@@ -24,11 +24,11 @@ from sani_dist.audit.scores import score
 from sani_dist.config import AuditSettings, EraseSettings, RepairSettings
 from sani_dist.corpus.rows import PackedRows
 from sani_dist.engine import distributed
+from sani_dist.engine.blocks import blocks_of
 from sani_dist.engine.checkpoint import State, load_newest, save
 from sani_dist.engine.communication import logged
 from sani_dist.engine.export import export
 from sani_dist.engine.shards import local_shards
-from sani_dist.engine.trunk import layers_of
 from sani_dist.engine.zero3 import Engine, load_sharded, read_ds_config
 from sani_dist.erase import Plan, Unit, apply, select
 from sani_dist.erase.structure import last_units
@@ -364,7 +364,7 @@ def bytes_of_a_step(
             engine, texts, rows["general_train"], settings, State(0, INPUTS),
             states=states, report=around_the_second_step, stop=lambda state: state.step == 2,
         )  # fmt: skip
-        below = case["last"] and {id(p) for m in layers_of(engine.model)[: -case["last"]] for p in m.parameters()}
+        below = case["last"] and {id(p) for m in blocks_of(engine.model)[: -case["last"]] for p in m.parameters()}
         embedding = engine.model.get_input_embeddings().weight
         gathered = [
             p.ds_numel

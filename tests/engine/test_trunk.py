@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from sani_dist.engine.trunk import Trunk, layers_of
+from sani_dist.engine.blocks import blocks_of
+from sani_dist.engine.trunk import Trunk
 from sani_dist.engine.zero3 import CausalModel
 from sani_dist.errors import InputError
 from tests import tiny
@@ -35,7 +36,7 @@ def test_layers_above_the_trunk_give_the_same_from_its_states(model: PreTrainedM
     (states,) = found
     assert states.shape == (2, 17, model.config.hidden_size)
     module.trunk = trunk
-    for layer in layers_of(model)[:-1]:  # none of them may be needed
+    for layer in blocks_of(model)[:-1]:  # none of them may be needed
         for parameter in layer.parameters():
             parameter.data.fill_(torch.nan)
     assert torch.equal(module(states, positions, hidden_only), expected)
@@ -58,7 +59,7 @@ def test_gradients_are_those_of_the_last_layers(model: PreTrainedModel, ids: tor
     positions = torch.arange(17).expand(2, -1)
     module, trunk = CausalModel(model), Trunk(model, 1)
     names = {
-        f"{name}" for name, p in model.named_parameters() if any(p is q for q in layers_of(model)[-1].parameters())
+        f"{name}" for name, p in model.named_parameters() if any(p is q for q in blocks_of(model)[-1].parameters())
     }
     module(ids, positions, hidden_only).square().sum().backward()
     expected = {name: p.grad for name, p in model.named_parameters() if name in names}
@@ -75,6 +76,6 @@ def test_gradients_are_those_of_the_last_layers(model: PreTrainedModel, ids: tor
 
 
 def test_there_has_to_be_a_trunk(model: PreTrainedModel) -> None:
-    layers = len(layers_of(model))
+    layers = len(blocks_of(model))
     with pytest.raises(InputError, match=rf"repair.trainable: last {layers}, but the model has {layers} layers"):
         Trunk(model, layers)
