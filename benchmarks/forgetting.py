@@ -14,7 +14,6 @@ made again. `--render` only writes the page, from results/forgetting.csv.
 
 from __future__ import annotations
 
-import json
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -106,7 +105,6 @@ ATTACKED = (
     ("probe", "whole value", "preference", "sensitive", "probe"),
     ("probe", "whole value", "preference", "control", "probe, never trained on"),
 )
-MINUTES = "minutes"
 FORGOTTEN = [name for _, _, name in AUDITED]
 UNDER_ATTACK = [name for *_, name in ATTACKED]
 
@@ -158,8 +156,6 @@ class Seed:
         for column, value in values.items():
             if value is not None:
                 yield setting, column, value
-        times = [json.loads(line)["time"] for line in run.path("metrics.jsonl").read_text().splitlines()]
-        yield setting, MINUTES, (times[-1] - times[0]) / 60
 
     def _trained(self, name: str, repair: Mapping[str, Any]) -> Run:
         """The base trained on the notes as the demo's hospital does, with other settings of repair."""
@@ -197,7 +193,7 @@ def results(rows: list[harness.Row]) -> Iterator[str]:
     for row in rows:
         found.setdefault(row.case, {}).setdefault(row.metric, []).append(row.value)
     yield from ("", "## Forgotten, and at what price", "", _plot(found), "")
-    yield from ablation.table(found, [*FORGOTTEN, MINUTES])
+    yield from ablation.table(found, FORGOTTEN)
     yield from ("", "## Under attack", "")
     yield from ablation.table(found, UNDER_ATTACK)
     yield ""

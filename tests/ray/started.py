@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import subprocess
 import sys
@@ -53,9 +52,12 @@ def repaired_steps(folder: Path) -> list[int]:
 
 
 def restarted_after(folder: Path) -> list[int]:
-    """The steps whose checkpoints later groups of ranks went on from."""
-    steps = repaired_steps(folder)
-    return [after - 1 for before, after in itertools.pairwise(steps) if after != before + 1]
+    """The steps whose checkpoints later groups of ranks went on from: each begins with loading the model."""
+    metrics = folder / "metrics.jsonl"
+    loaded = [event["time"] for event in read_stage(metrics, "load") if event["done"]]
+    steps = read_stage(metrics, "repair")
+    later = ([step["done"] for step in steps if step["time"] > moment] for moment in loaded[1:])
+    return [done[0] - 1 for done in later if done]
 
 
 def wait_until(reached: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
