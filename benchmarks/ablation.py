@@ -48,6 +48,13 @@ def finished_run(folder: Path, config: Mapping[str, Any], stages: Sequence[str])
     return run
 
 
+def figures(measurements: Iterable[Mapping[str, Any]], columns: Iterable[tuple[str, str, str]]) -> dict[str, float]:
+    """{column: value} of what an audit measured over all. columns: (metric, population, column)."""
+    found = {(m["metric"], m["population"]): m["value"] for m in measurements if not m["group"]}
+    values = {column: found.get((metric, population)) for metric, population, column in columns}
+    return {column: value for column, value in values.items() if value is not None}
+
+
 Values = Mapping[str, Mapping[str, Sequence[float]]]  # {setting: {column: its value for each seed}}
 
 
@@ -68,6 +75,11 @@ def spread(values: Sequence[float], name: str) -> str:
     form = "{:.3f}" if not name.startswith("perplexity") else "{:.1f}" if mean >= LARGE else "{:.2f}"
     written, lowest, highest = (form.format(value) for value in (mean, low, high))
     return written if lowest == highest else f"{written} [{lowest}, {highest}]"
+
+
+def means(found: Mapping[str, Sequence[float]], columns: Iterable[str]) -> dict[str, float]:
+    """Of the columns there are, over the seeds."""
+    return {column: statistics.mean(found[column]) for column in columns if column in found}
 
 
 def provenance(rows: Iterable[harness.Row]) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """What makes a model forget, and whether it stays so under attack: objectives and erasing on the demo's SmolLM2-135M, docs/forgetting.md.
 
     python benchmarks/forgetting.py --seeds 1                 # reduced: two cores take less than two hours for a seed
-    python benchmarks/forgetting.py --grid full --workers 2   # twice the notes, every attack on every row
+    python benchmarks/forgetting.py --grid full --workers 2   # twice the notes, more attacks, on every row
 
 as a job of a Ray cluster, from a folder that all its nodes share:
 
@@ -79,7 +79,7 @@ class Grid:
 
 GRIDS = {
     "reduced": Grid(48, ("relearn",), ("lens", "quantise"), (MEMORISED, "preset targeted", GOLD), ("documents",)),
-    "full": Grid(104, ("relearn", "lens", "probe", "quantise", "prompts")),
+    "full": Grid(104, ("relearn", "lens", "probe", "quantise")),
 }
 
 # (metric of an audit, population, column)
@@ -122,7 +122,7 @@ class Seed:
         if not base.exists():
             write_base_model(base)
 
-    def measure(self, rows: Sequence[str] = ROWS) -> Iterator[tuple[str, str, float]]:
+    def measure(self, rows: Sequence[str]) -> Iterator[tuple[str, str, float]]:
         """(row, column, value)."""
         memorised = self._trained("memorise", {})
         if MEMORISED in rows:
@@ -144,18 +144,15 @@ class Seed:
         yield from self._figures(name, run, "before")
 
     def _figures(self, setting: str, run: Run, when: str) -> Iterator[tuple[str, str, float]]:
-        audited = {(m["metric"], m["population"]): m["value"] for m in api.measurements(run, when) if not m["group"]}
-        attacked: dict[tuple[str, ...], float] = {}
+        highest: dict[tuple[str, ...], float] = {}
         for result in api.attacks(run):
             for m in result.measurements:
                 key = (result.attack, result.variant, m.metric, m.population)
                 if m.value is not None:
-                    attacked[key] = max(m.value, attacked.get(key, 0))
-        values = {column: audited.get((metric, population)) for metric, population, column in AUDITED}
-        values |= {column: attacked.get(tuple(key)) for *key, column in ATTACKED}
-        for column, value in values.items():
-            if value is not None:
-                yield setting, column, value
+                    highest[key] = max(m.value, highest.get(key, 0))
+        attacked = {column: highest[tuple(key)] for *key, column in ATTACKED if tuple(key) in highest}
+        for column, value in {**ablation.figures(api.measurements(run, when), AUDITED), **attacked}.items():
+            yield setting, column, value
 
     def _trained(self, name: str, repair: Mapping[str, Any]) -> Run:
         """The base trained on the notes as the demo's hospital does, with other settings of repair."""
@@ -173,6 +170,7 @@ class Seed:
             "corpus": {**config["corpus"], "detect": [{"name": "annotations"}]},
             "audit": {"metrics": ["extraction", "membership", "utility"], "continuations": 1},
             "attack": {"attacks": [*self.grid.attacks, *further], "relearn_on": list(self.grid.relearn_on), "seed": self.seed},
+            # An attacker trains in batches of the same size.
             "repair": {"epochs": 0, "batch_rows": BATCH_ROWS, "micro_rows": self._micro_rows},
             "cluster": {**config["cluster"], **self.cluster},
         }  # fmt: skip
@@ -203,7 +201,7 @@ def results(rows: list[harness.Row]) -> Iterator[str]:
 def _plot(found: Mapping[str, Mapping[str, list[float]]]) -> str:
     """Bars of what leaks before and after relearning."""
     columns = ("other half", "relearnt")
-    drawn = {name: {c: sum(of[c]) / len(of[c]) for c in columns if c in of} for name, of in found.items()}
+    drawn = {name: ablation.means(of, columns) for name, of in found.items()}
     title = "leak@100 of the half an attacker does not know, before and after relearning the other"
     path = harness.RESULTS / "forgetting.svg"
     path.write_text(bars(title, drawn, lambda value: f"{value:.3f}"))
@@ -220,7 +218,7 @@ def main() -> None:
         recorder = harness.Recorder("forgetting")
         cluster = {"launcher": arguments.launcher, "workers": arguments.workers}
         for number in range(arguments.seeds):
-            seed = Seed(arguments.folder.resolve(), number, GRIDS[arguments.grid], cluster)
+            seed = Seed(arguments.folder.resolve() / arguments.grid, number, GRIDS[arguments.grid], cluster)
             for row, column, value in seed.measure(arguments.row or ROWS):
                 recorder.add(row, column, value)
         recorder.save(())

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import json
 import re
-import statistics
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -146,10 +145,8 @@ class Experiment:
     def _measured(
         self, case: str, setting: str, measurements: Iterable[Mapping[str, Any]]
     ) -> Iterator[tuple[str, str, str, float]]:
-        found = {(m["metric"], m["population"]): m["value"] for m in measurements if not m["group"]}
-        for metric, population, name in METRICS:
-            if (value := found.get((metric, population))) is not None:
-                yield case, setting, name, value
+        for name, value in ablation.figures(measurements, METRICS).items():
+            yield case, setting, name, value
 
     def _run(
         self, name: str, model: Path, corpus: Mapping[str, Any], stages: tuple[str, ...], *,
@@ -302,9 +299,8 @@ def plots(base: str, case: str, settings: Mapping[str, Mapping[str, list[float]]
         if not all(name in settings for name in names):
             continue
         drawn = {
-            ("1 layer" if title == "layers" else "50 %" if title == "neurons" else name) if name == PAPER.name else name: {
-                metric: statistics.mean(settings[name][metric]) for metric in ("leak@100", "greedy") if metric in settings[name]
-            }
+            ("1 layer" if title == "layers" else "50 %" if title == "neurons" else name) if name == PAPER.name else name:
+                ablation.means(settings[name], ("leak@100", "greedy"))
             for name in names
         }  # fmt: skip
         path = harness.RESULTS / f"paper-{base}-{case}-{title}.svg"
