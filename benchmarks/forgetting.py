@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import ablation
 import harness
 from ablation import Setting
 from bars import bars
+from records import write_records
 
 from sani_dist import api
 from sani_dist.config import PRESETS
@@ -39,12 +40,14 @@ MEMORISED, GOLD = "memorised", "gold"
 # All rows train alike, but for what their names say.
 BATCH_ROWS = 6
 COMMON = {"epochs": 2, "batch_rows": BATCH_ROWS, "learning_rate": 2.5e-4, "checkpoint_every": 10**6}
-TARGETED = PRESETS["targeted"]
+BALANCED, STRONG = PRESETS["balanced"], PRESETS["strong"]
 NOTHING = {"layers": 0}
 ATTRIBUTED = {"layers": 8, "fraction": 0.2, "select": "attribution", "reset": "zero"}
 UNLIKELIHOOD = {"objectives": {"unlikelihood": 1.0}}
 SURROGATES = {"objectives": {"surrogate": "en_US"}}
 THIRD = {"retain": 1 / 3}
+FEW = {**ATTRIBUTED, "fraction": 0.05}
+FOUR_EPOCHS = {**UNLIKELIHOOD, "retain": 0.5, "epochs": 4}
 SETTINGS = (
     Setting("repair alone", NOTHING),
     Setting("the publication", PRESETS["paper"]["erase"]),
@@ -55,10 +58,13 @@ SETTINGS = (
     Setting("unlikelihood, general text", NOTHING, {**UNLIKELIHOOD, **THIRD}),
     Setting("attribution, unlikelihood", ATTRIBUTED, UNLIKELIHOOD),
     Setting("attribution, unlikelihood, general text", ATTRIBUTED, {**UNLIKELIHOOD, **THIRD}),
-    Setting("preset targeted", TARGETED["erase"], TARGETED["repair"]),
-    Setting("preset targeted, nothing erased", NOTHING, TARGETED["repair"]),
-    Setting("preset targeted, last 8 layers trained", TARGETED["erase"], {**TARGETED["repair"], "trainable": {"last": 8}}),
-    Setting("preset targeted, until the control", TARGETED["erase"], {**TARGETED["repair"], "until_control": True}),
+    Setting("4 epochs, half general text", FEW, FOUR_EPOCHS),
+    Setting("4 epochs, half general text, nothing erased", NOTHING, FOUR_EPOCHS),
+    Setting("4 epochs, half general text, last 8 layers trained", FEW, {**FOUR_EPOCHS, "trainable": {"last": 8}}),
+    Setting("preset balanced", BALANCED["erase"], BALANCED["repair"]),
+    Setting("preset strong", STRONG["erase"], STRONG["repair"]),
+    Setting("preset strong, nothing erased", NOTHING, STRONG["repair"]),
+    Setting("preset strong, until the control", STRONG["erase"], {**STRONG["repair"], "until_control": True}),
 )  # fmt: skip
 
 ROWS = (MEMORISED, *(setting.name for setting in SETTINGS), GOLD)
@@ -78,7 +84,9 @@ class Grid:
 
 
 GRIDS = {
-    "reduced": Grid(48, ("relearn",), ("lens", "quantise"), (MEMORISED, "preset targeted", GOLD), ("documents",)),
+    "reduced": Grid(
+        48, ("relearn",), ("lens", "quantise"), (MEMORISED, "preset balanced", "preset strong", GOLD), ("documents",)
+    ),
     "full": Grid(104, ("relearn", "lens", "probe", "quantise")),
 }
 
@@ -109,14 +117,34 @@ FORGOTTEN = [name for _, _, name in AUDITED]
 UNDER_ATTACK = [name for *_, name in ATTACKED]
 
 
+Write = Callable[[Path, int, int], None]  # (folder, documents in each file, seed): NOTES, CONTROL and HELDOUT
+
+
+def write_demo_notes(folder: Path, count: int, seed: int) -> None:
+    for number, name in enumerate((NOTES, CONTROL, HELDOUT)):
+        write_notes(folder / name, count, seed, start=number * count)
+
+
+def write_other_records(folder: Path, count: int, seed: int) -> None:
+    # They take a minute to make.
+    if not (folder / HELDOUT).exists():
+        write_records([folder / name for name in (NOTES, CONTROL, HELDOUT)], count, seed)
+
+
+# {name: (who writes the text, the results' file)}
+TEXTS: dict[str, tuple[Write, str]] = {
+    "notes": (write_demo_notes, "forgetting"),
+    "records": (write_other_records, "forgetting-records"),
+}
+
+
 class Seed:
     """All runs of one seed, below a folder of their own."""
 
-    def __init__(self, folder: Path, seed: int, grid: Grid, cluster: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, seed: int, grid: Grid, write: Write, cluster: Mapping[str, Any]) -> None:
         self.folder, self.seed, self.grid, self.cluster = folder / f"seed-{seed}", seed, grid, dict(cluster)
         self.folder.mkdir(parents=True, exist_ok=True)
-        for number, name in enumerate((NOTES, CONTROL, HELDOUT)):
-            write_notes(self.folder / name, grid.notes, seed, start=number * grid.notes)
+        write(self.folder, grid.notes, seed)
         write_general_text(self.folder / GENERAL)
         base = self.folder / "base"
         if not base.exists():
@@ -186,16 +214,28 @@ class Seed:
 # The page
 
 
-def results(rows: list[harness.Row]) -> Iterator[str]:
-    found: dict[str, dict[str, list[float]]] = {}
-    for row in rows:
-        found.setdefault(row.case, {}).setdefault(row.metric, []).append(row.value)
+def results(rows: Mapping[str, Sequence[harness.Row]]) -> Iterator[str]:
+    """rows: of each text."""
+    found, other = _by_row(rows["notes"]), _by_row(rows["records"])
     yield from ("", "## Forgotten, and at what price", "", _plot(found), "")
     yield from ablation.table(found, FORGOTTEN)
     yield from ("", "## Under attack", "")
     yield from ablation.table(found, UNDER_ATTACK)
+    if other:
+        yield from ("", "## Records of another generator", "")
+        yield from ablation.table(other, FORGOTTEN)
+        yield ""
+        yield from ablation.table(other, UNDER_ATTACK)
     yield ""
-    yield from ablation.provenance(rows)
+    yield from ablation.provenance([*rows["notes"], *rows["records"]])
+
+
+def _by_row(measured: Iterable[harness.Row]) -> dict[str, dict[str, list[float]]]:
+    """{row of the table: {column: its value for each seed}}, in the order of ROWS."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in sorted(measured, key=lambda row: ROWS.index(row.case)):
+        found.setdefault(row.case, {}).setdefault(row.metric, []).append(row.value)
+    return found
 
 
 def _plot(found: Mapping[str, Mapping[str, list[float]]]) -> str:
@@ -213,16 +253,21 @@ def main() -> None:
     parser.add_argument(
         "--row", action="append", choices=ROWS, metavar="ROW", help=f"one of: {'; '.join(ROWS)} (default: all)"
     )
+    parser.add_argument(
+        "--text", choices=TEXTS, default="notes", help="records: of another generator (benchmarks/records.py)"
+    )
     arguments = parser.parse_args()
     if not arguments.render:
-        recorder = harness.Recorder("forgetting")
+        write, name = TEXTS[arguments.text]
+        recorder = harness.Recorder(name)
         cluster = {"launcher": arguments.launcher, "workers": arguments.workers}
+        folder = arguments.folder.resolve() / f"{arguments.grid}-{arguments.text}"
         for number in range(arguments.seeds):
-            seed = Seed(arguments.folder.resolve() / arguments.grid, number, GRIDS[arguments.grid], cluster)
+            seed = Seed(folder, number, GRIDS[arguments.grid], write, cluster)
             for row, column, value in seed.measure(arguments.row or ROWS):
                 recorder.add(row, column, value)
         recorder.save(())
-    ablation.write_results(PAGE, results(harness.latest_rows("forgetting")))
+    ablation.write_results(PAGE, results({text: harness.latest_rows(name) for text, (_, name) in TEXTS.items()}))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from sani_dist.config import PRESETS, Config, Objectives, changes_of, cluster_changes, load_config
+from sani_dist.config import DEFAULT_PRESET, PRESETS, Config, Objectives, changes_of, cluster_changes, load_config
 from sani_dist.errors import InputError, SaniError
 
 app = typer.Typer(
@@ -46,7 +46,14 @@ LIMIT_MISSED = 1
 AllowPickle = Annotated[
     bool, typer.Option("--allow-pickle", help="weights may be in .bin files: sets model.allow_pickle")
 ]
-Preset = Annotated[str | None, typer.Option("--preset", help=f"defaults to start from: {', '.join(PRESETS)}")]
+Preset = Annotated[
+    str | None,
+    typer.Option(
+        "--preset", help=f"what the file leaves out: {', '.join(PRESETS)}; default: its `preset`, else {DEFAULT_PRESET}"
+    ),
+]
+# Of commands that train nothing: the preset that asks nothing of model or text.
+NO_TRAINING = "paper"
 
 
 @app.command()
@@ -60,7 +67,7 @@ def run(
 ) -> None:  # fmt: skip
     """Audit, erase, repair, audit again, export.
 
-    Example: `sani-dist run hospital.yaml --preset targeted --set cluster.workers=2 --out run`
+    Example: `sani-dist run hospital.yaml --preset strong --set cluster.workers=2 --out run`
     """
     settings = load_config(config, _with(overrides, allow_pickle), preset)
     if dry_run:
@@ -108,7 +115,7 @@ def audit(
     from sani_dist import api
 
     overrides = ["model.adapter=null", *_with(overrides, allow_pickle)]
-    settings = load_config(corpus, [*overrides, f"model.path={model.resolve()}", "erase.layers=0"])
+    settings = load_config(corpus, [*overrides, f"model.path={model.resolve()}", "erase.layers=0"], NO_TRAINING)
     _sanitize(settings, out, api.AUDIT_STAGES)
 
 
@@ -134,7 +141,7 @@ def attack(
     chosen = [*(overrides or []), *([] if gold is None else [f"attack.gold={gold.resolve()}"])]
     if corpus is not None:
         chosen = ["model.adapter=null", *chosen, f"model.path={target.resolve()}", "erase.layers=0"]
-        settings = load_config(corpus, chosen)
+        settings = load_config(corpus, chosen, NO_TRAINING)
         _sanitize(settings, out, api.ATTACK_STAGES)
         return
     if not (target / "run.json").exists():
@@ -187,7 +194,7 @@ def erase(
     """
     from sani_dist import api
 
-    _sanitize(load_config(config, _with(overrides, allow_pickle), preset), out, api.ERASE_STAGES)
+    _sanitize(load_config(config, [*_with(overrides, allow_pickle), "repair={}"], preset), out, api.ERASE_STAGES)
 
 
 @app.command()
@@ -233,7 +240,7 @@ def detect(
     from sani_dist.corpus.review import review_table
     from sani_dist.terminal import corpus_table
 
-    found = _execute(load_config(config, overrides), out, ("prepare",), api)
+    found = _execute(load_config(config, overrides, NO_TRAINING), out, ("prepare",), api)
     console.print(corpus_table(found))
     if review:
         console.print(f"To correct: {review_table(out)} (shows sensitive values; mode 0600)", soft_wrap=True)
@@ -310,7 +317,7 @@ def compare(
 ) -> None:
     """Two runs side by side: what their models still give away, and what they lost.
 
-    Example: `sani-dist compare run-paper run-targeted`
+    Example: `sani-dist compare run-paper run-strong`
     """
     from sani_dist import api
     from sani_dist.run import Run

@@ -42,6 +42,7 @@ from sani_dist.corpus.span import SPLITS
 from sani_dist.corpus.spread import Spread
 from sani_dist.engine import distributed
 from sani_dist.engine.adapter import Adapter, freeze_base, tokenizer_folder
+from sani_dist.engine.blocks import blocks_of, recompute
 from sani_dist.engine.checkpoint import State, check_checkpoints, load_newest, save
 from sani_dist.engine.export import MODEL, export
 from sani_dist.engine.layout import Layout, base_layout, check_complete, find_layout
@@ -103,8 +104,12 @@ def check(config: Config) -> dict[str, Any]:
             _check_other(name, other, config.model.allow_pickle, tokenizer, dtype)
     if config.repair.objectives.kl and config.repair.objectives.kl_top >= model.config.get_text_config().vocab_size:
         raise InputError("repair.objectives.kl_top: expected fewer tokens than the vocabulary has")
-    if config.repair.trainable != "all":
-        Trunk(model, config.repair.trainable.last).freeze(model)
+    trunk = None if config.repair.trainable == "all" else Trunk(model, config.repair.trainable.last)
+    if trunk is not None:
+        trunk.freeze(model)
+    if config.repair.activation_checkpointing:
+        blocks = list(blocks_of(model)) if trunk is None else trunk.above
+        recompute(model, blocks, float(config.repair.activation_checkpointing))
     parameters = exported = sum(p.numel() for p in model.parameters())
     if adapter is not None:
         freeze_base(model)
@@ -144,7 +149,8 @@ def _check_masked(config: Config, model: PreTrainedModel, tokenizer: PreTrainedT
         raise InputError("audit.harness.tasks: not for a masked language model, which does not go on with a text")
     if config.repair.objectives.unlikelihood:
         raise InputError(
-            "repair.objectives.unlikelihood: not for a masked language model, whose sensitive tokens are never hidden in training"
+            "repair.objectives.unlikelihood: not for a masked language model, whose sensitive tokens are never hidden in training; "
+            "set it to 0, or `preset: paper`"
         )
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
+from transformers import LlamaForCausalLM
 
 import sani_dist
 from sani_dist.api import check_disk
@@ -118,6 +119,15 @@ def test_more_layers_than_the_model_has(refused: Callable[..., None]) -> None:
 
 def test_no_layer_left_below_those_that_are_trained(refused: Callable[..., None]) -> None:
     refused("repair.trainable: last 3, but the model has 3 layers", repair={"trainable": {"last": 3}})
+
+
+@pytest.mark.parametrize("trainable", ["all", {"last": 2}])
+def test_a_model_without_activation_checkpointing(
+    refused: Callable[..., None], monkeypatch: pytest.MonkeyPatch, trainable: str | dict[str, int]
+) -> None:
+    monkeypatch.setattr(LlamaForCausalLM, "supports_gradient_checkpointing", False)
+    repair = {"activation_checkpointing": 0.5, "trainable": trainable}
+    refused("repair.activation_checkpointing: LlamaForCausalLM has none; leave it out", repair=repair)
 
 
 def test_more_tokens_to_keep_than_there_are(refused: Callable[..., None]) -> None:

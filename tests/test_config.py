@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from sani_dist.config import PRESETS, config_from_mapping, config_to_mapping, load_config
+from sani_dist.config import DEFAULT_PRESET, PRESETS, config_from_mapping, config_to_mapping, load_config
 from sani_dist.errors import InputError
 
 GOOD: dict[str, Any] = {
@@ -137,7 +137,8 @@ def test_several_wrong_settings_are_counted() -> None:
         (b"\xff\xfe\x00", "is not YAML"),
         (b"- model", "expected keys such as model"),
         (b"", "expected keys such as model"),
-        (b"preset: fast\nmodel: {path: a}", "preset: unknown; choose one of paper, targeted"),
+        (b"preset: fast\nmodel: {path: a}", "preset: unknown; choose one of paper, balanced, strong"),
+        (b"preset: [paper]\nmodel: {path: a}", "preset: unknown; choose one of paper, balanced, strong"),
     ],
 )
 def test_a_broken_file(tmp_path: Path, content: bytes, message: str) -> None:
@@ -155,11 +156,9 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 
 def test_overrides_win_over_the_file_and_the_file_over_the_preset(settings_file: Path) -> None:
-    assert load_config(settings_file).erase.fraction == 0.5
-    assert (
-        load_config(settings_file, ["corpus.general=g"], "targeted").erase.fraction
-        == PRESETS["targeted"]["erase"]["fraction"]
-    )
+    general = ["corpus.general=g"]
+    assert load_config(settings_file, general).repair.epochs == PRESETS[DEFAULT_PRESET]["repair"]["epochs"]
+    assert load_config(settings_file, general, "strong").repair.epochs == PRESETS["strong"]["repair"]["epochs"]
     with settings_file.open("a") as stream:
         stream.write("erase: {fraction: 0.4}\ncluster: {workers: 3}\n")
     config = load_config(
@@ -176,6 +175,12 @@ def test_the_file_may_name_its_preset(settings_file: Path) -> None:
     settings_file.write_text("preset: paper\n" + text)
     erase = load_config(settings_file).erase
     assert (erase.layers, erase.fraction, erase.select, erase.reset) == (1, 0.5, "random", "init")
+    assert load_config(settings_file, ["corpus.general=g"], "strong").erase.select == "attribution"
+
+
+def test_text_without_any_of_the_general_kind_is_told_what_the_default_needs(settings_file: Path) -> None:
+    with pytest.raises(InputError, match=r"repair.retain needs corpus.general.*set it to 0, or `preset: paper`"):
+        load_config(settings_file)
 
 
 @pytest.mark.parametrize(

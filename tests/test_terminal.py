@@ -85,7 +85,7 @@ def test_the_numbers_are_those_of_the_audit() -> None:
 
 
 def test_long_names_of_runs_are_folded_and_not_cut() -> None:
-    names = ("runs/2026-01-01-hospital-paper, after", "runs/2026-01-02-hospital-targeted, after")
+    names = ("runs/2026-01-01-hospital-paper, after", "runs/2026-01-02-hospital-strong, after")
     lines = printed(terminal.audit_table({name: audit(0.4, 30) for name in names}, "Two runs"))
     assert max(map(len, lines)) <= 80
     head = lines[2 : next(i for i, line in enumerate(lines) if line.startswith("─"))]

@@ -29,7 +29,7 @@ def write_notes(path: Path, count: int, seed: int, start: int = 0) -> None:
             file.write(json.dumps({"text": note.text, "patient": f"P{number:04d}", "spans": note.spans}) + "\n")
 
 
-class _Note:
+class Note:
     """A text in the making. Spans are recorded as values are written, so labels cannot miss or drift."""
 
     def __init__(self) -> None:
@@ -51,9 +51,9 @@ class _Note:
                 self.write(field, fields)
 
 
-def _write_note(identity: Fields, draw: random.Random) -> _Note:
+def _write_note(identity: Fields, draw: random.Random) -> Note:
     condition = draw.choice(CONDITIONS)
-    note = _Note()
+    note = Note()
     note.write(
         draw.choice(LAYOUTS),
         {

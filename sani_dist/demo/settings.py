@@ -46,7 +46,7 @@ def demo_config(folder: Path, seed: int, workers: int = 2) -> dict[str, Any]:
     patterns = [
         {"kind": kind, "sensitivity": sensitivity, "regex": f"(?m){regex}"} for kind, sensitivity, regex in _PATTERNS
     ]
-    repair = PRESETS["targeted"]["repair"]
+    preset = PRESETS["strong"]
     return {
         "model": {"path": str(folder / "memorised"), "base": str(folder / "base"), "dtype": "bfloat16"},
         "corpus": {
@@ -60,8 +60,8 @@ def demo_config(folder: Path, seed: int, workers: int = 2) -> dict[str, Any]:
             "general": str(folder / GENERAL),
             "row_length": ROW_LENGTH,
         },
-        "erase": {**PRESETS["targeted"]["erase"], "seed": seed},
-        "repair": {**repair, "micro_rows": max(1, repair["batch_rows"] // workers), "seed": seed},
+        "erase": {**preset["erase"], "seed": seed},
+        "repair": {**preset["repair"], "micro_rows": max(1, preset["repair"]["batch_rows"] // workers), "seed": seed},
         "cluster": {"workers": workers, "threads": 1},
     }
 
