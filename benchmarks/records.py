@@ -94,18 +94,18 @@ def _records(folder: Path) -> Iterator[str]:
 
 def _identity(patient: dict[str, Any], member: str) -> Fields:
     name, home = patient["name"][0], patient["address"][0]
-    values = {
-        "name": (f"{name['given'][0]} {name['family']}", "PERSON", "direct"),
-        "contact": (patient["contact"][0]["name"]["text"], "PERSON", "direct"),
-        "born": (patient["birthDate"], "DATE_TIME", "indirect"),
-        "member": (member, "INSURANCE_NUMBER", "direct"),
-        "street": (home["line"][0], "ADDRESS", "direct"),
-        "city": (home["city"], "LOCATION", "indirect"),
-        "phone": (patient["telecom"][0]["value"], "PHONE_NUMBER", "direct"),
+    return {
+        "name": Identifier(f"{name['given'][0]} {name['family']}", "PERSON", "direct"),
+        "contact": Identifier(patient["contact"][0]["name"]["text"], "PERSON", "direct"),
+        "born": Identifier(patient["birthDate"], "DATE_TIME", "indirect"),
+        "member": Identifier(member, "INSURANCE_NUMBER", "direct"),
+        "street": Identifier(home["line"][0], "ADDRESS", "direct"),
+        "city": Identifier(home["city"], "LOCATION", "indirect"),
+        "phone": Identifier(patient["telecom"][0]["value"], "PHONE_NUMBER", "direct"),
+        "sex": patient["gender"],
+        "state": home["state"],
+        "code": home["postalCode"],
     }
-    return {key: Identifier(*value) for key, value in values.items()} | {
-        "sex": patient["gender"], "state": home["state"], "code": home["postalCode"]
-    }  # fmt: skip
 
 
 def _text(composition: dict[str, Any]) -> str:
