@@ -134,7 +134,7 @@ def write_other_records(folder: Path, count: int, seed: int) -> None:
 # {name: (who writes the text, the results' file)}
 TEXTS: dict[str, tuple[Write, str]] = {
     "notes": (write_demo_notes, "forgetting"),
-    "records": (write_other_records, "forgetting-records"),
+    "records": (write_other_records, "forgetting_records"),
 }
 
 
@@ -230,6 +230,11 @@ def results(rows: Mapping[str, Sequence[harness.Row]]) -> Iterator[str]:
     yield from ablation.provenance([*rows["notes"], *rows["records"]])
 
 
+def _measured(name: str) -> list[harness.Row]:
+    """Of the latest run of each row; none where nobody has run it yet."""
+    return harness.latest_rows(name) if (harness.RESULTS / f"{name}.csv").exists() else []
+
+
 def _by_row(measured: Iterable[harness.Row]) -> dict[str, dict[str, list[float]]]:
     """{row of the table: {column: its value for each seed}}, in the order of ROWS."""
     found: dict[str, dict[str, list[float]]] = {}
@@ -267,7 +272,7 @@ def main() -> None:
             for row, column, value in seed.measure(arguments.row or ROWS):
                 recorder.add(row, column, value)
         recorder.save(())
-    ablation.write_results(PAGE, results({text: harness.latest_rows(name) for text, (_, name) in TEXTS.items()}))
+    ablation.write_results(PAGE, results({text: _measured(name) for text, (_, name) in TEXTS.items()}))
 
 
 if __name__ == "__main__":
