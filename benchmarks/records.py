@@ -1,6 +1,6 @@
 """Medical records of another generator and layout than the demo's notes, with labelled identifiers: people and text of `clinosim`.
 
-    pip install clinosim==0.6.5
+    pip install -c constraints.txt -e '.[bench]'
 
 A record is who the patient is and how to reach them, then what was written of one to three encounters. No two records of one seed share a
 name, a home or a number, so disjoint slices give text to train on, a control, and held-out documents.
