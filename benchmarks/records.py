@@ -57,8 +57,7 @@ def write_records(paths: Sequence[Path], count: int, seed: int) -> None:
 
 def _simulate(folder: Path, people: int, seed: int) -> None:
     words = ["simulate", "--country", "US", "--population", str(people), "--seed", str(seed), "--end", LAST_DAY]
-    code = "import sys; from clinosim.simulator.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", code, *words, "--output", str(folder), "--format", "fhir-r4"]
+    command = [sys.executable, "-m", "clinosim.simulator.cli", *words, "--output", str(folder), "--format", "fhir-r4"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
@@ -83,9 +82,9 @@ def _records(folder: Path) -> Iterator[str]:
         note.write(HEADS[number % len(HEADS)], identity)
         chosen = sorted(encounters[reference], key=lambda c: (ENCOUNTERS.index(c["title"]), c["date"]))
         for composition in chosen[:MOST_ENCOUNTERS]:
-            text = _text(composition)
-            if len(note.text) + len(text) > MOST_CHARACTERS:
-                text = text[: MOST_CHARACTERS - len(note.text)].rpartition("\n")[0]
+            text, room = _text(composition), max(0, MOST_CHARACTERS - len(note.text))
+            if len(text) > room:
+                text = text[:room].rpartition("\n")[0]
             if text:
                 date = Identifier(composition["date"][:10], "DATE_TIME", "indirect")
                 note.write(ENCOUNTER, {"date": date, "title": composition["title"], "text": text})

@@ -42,13 +42,12 @@ from sani_dist.corpus.span import SPLITS
 from sani_dist.corpus.spread import Spread
 from sani_dist.engine import distributed
 from sani_dist.engine.adapter import Adapter, freeze_base, tokenizer_folder
-from sani_dist.engine.blocks import blocks_of, recompute
 from sani_dist.engine.checkpoint import State, check_checkpoints, load_newest, save
 from sani_dist.engine.export import MODEL, export
 from sani_dist.engine.layout import Layout, base_layout, check_complete, find_layout
 from sani_dist.engine.safetensors_files import Checkpoint, read_range
 from sani_dist.engine.shards import LiveShard, Shard, local_shards, partition
-from sani_dist.engine.trunk import Trunk
+from sani_dist.engine.trunk import Trunk, recompute_trained
 from sani_dist.engine.zero3 import (
     Engine,
     build_empty,
@@ -107,9 +106,7 @@ def check(config: Config) -> dict[str, Any]:
     trunk = None if config.repair.trainable == "all" else Trunk(model, config.repair.trainable.last)
     if trunk is not None:
         trunk.freeze(model)
-    if config.repair.activation_checkpointing:
-        blocks = list(blocks_of(model)) if trunk is None else trunk.above
-        recompute(model, blocks, float(config.repair.activation_checkpointing))
+    recompute_trained(model, trunk, config.repair.activation_checkpointing)
     parameters = exported = sum(p.numel() for p in model.parameters())
     if adapter is not None:
         freeze_base(model)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import re
 import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+import yaml
 from typer.testing import CliRunner
 
 from sani_dist.cli import app, main
+from sani_dist.errors import InputError
+
+from . import tiny
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
@@ -39,6 +44,17 @@ def test_without_a_command_there_is_help_and_with_a_wrong_one_a_line() -> None:
     wrong = CliRunner().invoke(app, ["sanitise"])
     assert wrong.exit_code == 2
     assert "No such command" in wrong.output
+
+
+def test_what_trains_nothing_needs_no_general_text(llama_folder: Path, corpus: dict[str, str], tmp_path: Path) -> None:
+    """The default preset mixes general text into the repair; `run` says so, a search for spans does not need it."""
+    settings = tmp_path / "run.yaml"
+    text = {"source": corpus["notes"], "detect": [{"name": "terms", "values": list(tiny.CANARY_PEOPLE)}]}
+    settings.write_text(yaml.safe_dump({"model": {"path": str(llama_folder)}, "corpus": text}))
+    with pytest.raises(InputError, match=r"repair.retain needs corpus.general"):
+        CliRunner().invoke(app, ["run", str(settings), "--dry-run"], catch_exceptions=False)
+    found = CliRunner().invoke(app, ["detect", str(settings), "--out", str(tmp_path / "out")], catch_exceptions=False)
+    assert found.exit_code == 0
 
 
 def test_an_error_is_printed_as_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from sani_dist.engine.blocks import blocks_of
+from sani_dist.engine.blocks import blocks_of, recompute
 from sani_dist.errors import InputError
 
 
@@ -63,6 +63,15 @@ class Trunk:
                 yield
         finally:
             hook.remove()
+
+
+def recompute_trained(model: PreTrainedModel, trunk: Trunk | None, share: float) -> None:
+    """Let this share of the layers that are trained, those above `trunk` or all, run again in backward; 0: none, True: each of them.
+
+    Raises InputError as `recompute` does.
+    """
+    if share:
+        recompute(model, list(blocks_of(model)) if trunk is None else trunk.above, float(share))
 
 
 @contextmanager

@@ -21,12 +21,12 @@ from sani_dist.config import RepairSettings
 from sani_dist.engine import distributed
 from sani_dist.engine.adapter import Adapter, freeze_base
 from sani_dist.engine.attention import attend_by_document
-from sani_dist.engine.blocks import blocks_of, recompute
+from sani_dist.engine.blocks import blocks_of
 from sani_dist.engine.layout import find_layout
 from sani_dist.engine.packed_attention import PackedAttention
 from sani_dist.engine.safetensors_files import Checkpoint
 from sani_dist.engine.shards import local_shards
-from sani_dist.engine.trunk import Trunk
+from sani_dist.engine.trunk import Trunk, recompute_trained
 from sani_dist.errors import InputError
 
 # Beside the package in a checkout, inside it in a wheel.
@@ -352,10 +352,8 @@ class Engine:
         import deepspeed
 
         self.close()
-        if settings.activation_checkpointing:
-            trunk = self.module.trunk if isinstance(self.module, CausalModel) else None
-            blocks = blocks_of(self.model) if trunk is None else trunk.above
-            recompute(self.model, list(blocks), float(settings.activation_checkpointing))
+        trunk = self.module.trunk if isinstance(self.module, CausalModel) else None
+        recompute_trained(self.model, trunk, settings.activation_checkpointing)
         self.accumulation = -(-settings.batch_rows // (settings.micro_rows * distributed.world_size()))
         config = dict(self.ds_config)
         config["train_micro_batch_size_per_gpu"] = settings.micro_rows
