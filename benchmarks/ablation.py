@@ -100,7 +100,7 @@ def options(description: str | None, folder: Path, workers: int) -> argparse.Arg
     """The options of every ablation. `folder`, `workers`: defaults."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--grid", choices=("reduced", "full"), default="reduced")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="SEED", help="default: 0 1 2")
     parser.add_argument("--folder", type=Path, default=folder)
     parser.add_argument("--launcher", choices=("local", "ray"), default="local")
     parser.add_argument("--workers", type=int, default=workers)

@@ -1,6 +1,6 @@
 """What makes a model forget, and whether it stays so under attack: objectives and erasing on the demo's SmolLM2-135M, docs/forgetting.md.
 
-    python benchmarks/forgetting.py --seeds 1                 # reduced: two cores take less than two hours for a seed
+    python benchmarks/forgetting.py --seeds 0                 # reduced: two cores take less than two hours for a seed
     python benchmarks/forgetting.py --grid full --workers 2   # twice the notes, more attacks, on every row
 
 as a job of a Ray cluster, from a folder that all its nodes share:
@@ -36,6 +36,8 @@ from sani_dist.run import Run
 PAGE = Path(__file__).parents[1] / "docs" / "forgetting.md"
 DEFAULT_FOLDER = Path(tempfile.gettempdir()) / "sani_dist-benchmark-forgetting"
 MEMORISED, GOLD = "memorised", "gold"
+SEED = ", seed "  # between a row's name and its seed, in the results' files
+EVERYTHING = ("documents", "format", "general")  # an attacker can learn anew from
 
 # All rows train alike, but for what their names say.
 BATCH_ROWS = 6
@@ -74,32 +76,44 @@ LOOK = ("prepare", "audit-before", "attack")  # at a model as it is
 
 @dataclass(frozen=True)
 class Grid:
-    """notes: of each seed that the model memorises, and as many of the control. attacks: on every row. more: on some rows too."""
+    """notes: of each seed that the model memorises, and as many of the control. attacks: on every row. more: on `some` rows too.
+    relearn_on: of all rows but `judged`, of which an attacker learns anew from all there is."""
 
     notes: int
     attacks: tuple[str, ...]
     more: tuple[str, ...] = ()
     some: tuple[str, ...] = ()
-    relearn_on: tuple[str, ...] = ("documents", "format", "general")
+    relearn_on: tuple[str, ...] = EVERYTHING
+    judged: tuple[str, ...] = ()
 
 
 GRIDS = {
     "reduced": Grid(
-        48, ("relearn",), ("lens", "quantise"), (MEMORISED, "preset balanced", "preset strong", GOLD), ("documents",)
+        48, ("relearn",), ("lens", "quantise"), (MEMORISED, "preset balanced", "preset strong", GOLD),
+        ("documents",), ("preset strong", GOLD),
     ),
     "full": Grid(104, ("relearn", "lens", "probe", "quantise")),
-}
+}  # fmt: skip
 
+CONTROL_GREEDY, CONTROL_LEAK = "greedy, never trained on", "leak@100, never trained on"
+HELDOUT_PERPLEXITY, GENERAL_PERPLEXITY = "perplexity, held-out notes", "perplexity, general"
 # (metric of an audit, population, column)
 AUDITED = (
     ("greedy", "sensitive", "greedy"),
+    ("greedy", "control", CONTROL_GREEDY),
     ("leak@100", "sensitive", "leak@100"),
-    ("leak@100", "control", "leak@100, never trained on"),
+    ("leak@100", "control", CONTROL_LEAK),
     ("mia_loss_auc", "sensitive", "membership AUC"),
     ("perplexity", "repair", "perplexity, the notes' other words"),
-    ("perplexity", "heldout", "perplexity, held-out notes"),
-    ("perplexity", "general_test", "perplexity, general"),
+    ("perplexity", "heldout", HELDOUT_PERPLEXITY),
+    ("perplexity", "general_test", GENERAL_PERPLEXITY),
 )
+# The 95 % intervals of two of them, by document.
+HIGHEST_LEAK, LOWEST_AUC, HIGHEST_AUC = "leak@100, upper end", "membership AUC, lower end", "membership AUC, upper end"
+ENDS = {
+    ("leak@100", "sensitive"): ((HIGHEST_LEAK, "high"),),
+    ("mia_loss_auc", "sensitive"): ((LOWEST_AUC, "low"), (HIGHEST_AUC, "high")),
+}
 # (attack, variant, metric, population, column); of several measurements, one for each layer, the highest counts
 ATTACKED = (
     ("relearn", "nothing", "leak@100", "sensitive", "other half"),
@@ -113,9 +127,60 @@ ATTACKED = (
     ("probe", "whole value", "preference", "sensitive", "probe"),
     ("probe", "whole value", "preference", "control", "probe, never trained on"),
 )
-FORGOTTEN = [name for _, _, name in AUDITED]
+FORGOTTEN = [name for _, _, name in AUDITED if name != CONTROL_GREEDY]
 UNDER_ATTACK = [name for *_, name in ATTACKED]
 
+
+@dataclass(frozen=True)
+class Criterion:
+    """A row's figure is to be at most (at least) `factor` x that of another row, or of the row itself, + `plus`."""
+
+    row: str
+    column: str
+    than: tuple[str, str] | None = None  # (row, column)
+    factor: float = 1.0
+    plus: float = 0.0
+    at_least: bool = False
+
+    def limit(self, found: Figures) -> float | None:
+        if self.than is None:
+            return self.plus
+        other = found.get(self.than)
+        return None if other is None else self.factor * other + self.plus
+
+    def met(self, value: float, limit: float) -> bool:
+        return value >= limit if self.at_least else value <= limit
+
+    def __str__(self) -> str:
+        terms = []
+        if self.than:
+            row, column = self.than
+            of = column if row == self.row else row if column == self.column else f"{row}, {column}"
+            terms.append(of if self.factor == 1 else f"{self.factor:g} x {of}")
+        if self.plus:
+            terms.append(f"{self.plus:g}")
+        return f"at {'least' if self.at_least else 'most'} {' + '.join(terms)}"
+
+
+Figures = Mapping[tuple[str, str], float]  # {(row, column): of one seed}
+
+# What the presets were asked to do before they were chosen.
+CRITERIA = (
+    Criterion("preset strong", "greedy", ("preset strong", CONTROL_GREEDY)),
+    Criterion("preset strong", HIGHEST_LEAK, ("preset strong", CONTROL_LEAK), plus=0.02),
+    Criterion("preset strong", LOWEST_AUC, plus=0.55),
+    Criterion("preset strong", HIGHEST_AUC, plus=0.45, at_least=True),
+    Criterion("preset strong", HELDOUT_PERPLEXITY, (MEMORISED, HELDOUT_PERPLEXITY), factor=1.02),
+    Criterion("preset strong", GENERAL_PERPLEXITY, (MEMORISED, GENERAL_PERPLEXITY), factor=1.05),
+    Criterion("preset strong", "relearnt", (GOLD, "relearnt"), plus=0.02),
+    Criterion("preset strong", "relearnt from others' notes", (GOLD, "relearnt from others' notes"), plus=0.02),
+    Criterion("preset strong", "relearnt from general text", (GOLD, "relearnt from general text"), plus=0.02),
+    Criterion("preset strong", "int4", ("preset strong", "leak@100"), plus=0.01),
+    Criterion("preset strong", "lens", (GOLD, "lens"), plus=0.02),
+    Criterion("preset balanced", "leak@100", ("preset balanced", CONTROL_LEAK), plus=0.05),
+    Criterion("preset balanced", "leak@100", (MEMORISED, "leak@100"), factor=0.1),
+    Criterion(GOLD, "perplexity, the notes' other words", (MEMORISED, "perplexity, the notes' other words")),
+)
 
 Write = Callable[[Path, int, int], None]  # (folder, documents in each file, seed): NOTES, CONTROL and HELDOUT
 
@@ -179,7 +244,14 @@ class Seed:
                 if m.value is not None:
                     highest[key] = max(m.value, highest.get(key, 0))
         attacked = {column: highest[tuple(key)] for *key, column in ATTACKED if tuple(key) in highest}
-        for column, value in {**ablation.figures(api.measurements(run, when), AUDITED), **attacked}.items():
+        audited = api.measurements(run, when)
+        ends = {
+            name: m[end]
+            for m in audited
+            for name, end in ENDS.get((m["metric"], m["population"]), ())
+            if not m["group"]
+        }
+        for column, value in {**ablation.figures(audited, AUDITED), **ends, **attacked}.items():
             yield setting, column, value
 
     def _trained(self, name: str, repair: Mapping[str, Any]) -> Run:
@@ -193,11 +265,12 @@ class Seed:
         """Sensitive is what the notes' own labels say, so that no row hangs on a detector."""
         config = demo_config(self.folder, self.seed, self.cluster["workers"])
         further = self.grid.more if setting in self.grid.some else ()
+        relearn_on = EVERYTHING if setting in self.grid.judged else self.grid.relearn_on
         return {
             "model": {"path": str(model), "dtype": "bfloat16"},
             "corpus": {**config["corpus"], "detect": [{"name": "annotations"}]},
             "audit": {"metrics": ["extraction", "membership", "utility"], "continuations": 1},
-            "attack": {"attacks": [*self.grid.attacks, *further], "relearn_on": list(self.grid.relearn_on), "seed": self.seed},
+            "attack": {"attacks": [*self.grid.attacks, *further], "relearn_on": list(relearn_on), "seed": self.seed},
             # An attacker trains in batches of the same size.
             "repair": {"epochs": 0, "batch_rows": BATCH_ROWS, "micro_rows": self._micro_rows},
             "cluster": {**config["cluster"], **self.cluster},
@@ -216,31 +289,65 @@ class Seed:
 
 def results(rows: Mapping[str, Sequence[harness.Row]]) -> Iterator[str]:
     """rows: of each text."""
-    found, other = _by_row(rows["notes"]), _by_row(rows["records"])
-    yield from ("", "## Forgotten, and at what price", "", _plot(found), "")
-    yield from ablation.table(found, FORGOTTEN)
+    found, other = (_by_seed(rows[text]) for text in ("notes", "records"))
+    yield from ("", "## Forgotten, and at what price", "", _plot(_by_row(found)), "")
+    yield from ablation.table(_by_row(found), FORGOTTEN)
     yield from ("", "## Under attack", "")
-    yield from ablation.table(found, UNDER_ATTACK)
+    yield from ablation.table(_by_row(found), UNDER_ATTACK)
+    yield from ("", "## What was asked for", "")
+    yield from _verdicts(found)
     if other:
         yield from ("", "## Records of another generator", "")
-        yield from ablation.table(other, FORGOTTEN)
+        yield from ablation.table(_by_row(other), FORGOTTEN)
         yield ""
-        yield from ablation.table(other, UNDER_ATTACK)
+        yield from ablation.table(_by_row(other), UNDER_ATTACK)
+        yield ""
+        yield from _verdicts(other)
     yield ""
     yield from ablation.provenance([*rows["notes"], *rows["records"]])
 
 
 def _measured(name: str) -> list[harness.Row]:
-    """Of the latest run of each row; none where nobody has run it yet."""
+    """Of the latest run of each row and seed; none where nobody has run it yet."""
     return harness.latest_rows(name) if (harness.RESULTS / f"{name}.csv").exists() else []
 
 
-def _by_row(measured: Iterable[harness.Row]) -> dict[str, dict[str, list[float]]]:
+def _case(row: str, seed: int) -> str:
+    return f"{row}{SEED}{seed}"
+
+
+def _by_seed(measured: Iterable[harness.Row]) -> dict[int, dict[tuple[str, str], float]]:
+    """{seed: {(row of the table, column): value}}."""
+    found: dict[int, dict[tuple[str, str], float]] = {}
+    for one in measured:
+        row, _, seed = one.case.rpartition(SEED)
+        found.setdefault(int(seed), {})[row, one.metric] = one.value
+    return dict(sorted(found.items()))
+
+
+def _by_row(seeds: Mapping[int, Figures]) -> dict[str, dict[str, list[float]]]:
     """{row of the table: {column: its value for each seed}}, in the order of ROWS."""
     found: dict[str, dict[str, list[float]]] = {}
-    for row in sorted(measured, key=lambda row: ROWS.index(row.case)):
-        found.setdefault(row.case, {}).setdefault(row.metric, []).append(row.value)
-    return found
+    for figures in seeds.values():
+        for (row, column), value in figures.items():
+            found.setdefault(row, {}).setdefault(column, []).append(value)
+    return {row: found[row] for row in ROWS if row in found}
+
+
+def _verdicts(seeds: Mapping[int, Figures]) -> Iterator[str]:
+    """A table of the criteria: what was measured, of what was allowed, for each seed."""
+    yield f"| | | {' | '.join(f'seed {seed}' for seed in seeds)} |"
+    yield "|---" * (2 + len(seeds)) + "|"
+    for criterion in CRITERIA:
+        cells = []
+        for found in seeds.values():
+            value, limit = found.get((criterion.row, criterion.column)), criterion.limit(found)
+            if value is None or limit is None:
+                cells.append("")
+                continue
+            verdict = "" if criterion.met(value, limit) else " **missed**"
+            cells.append(f"{value:.4g} of {limit:.4g}{verdict}")
+        yield f"| {criterion.row}: {criterion.column} | {criterion} | {' | '.join(cells)} |"
 
 
 def _plot(found: Mapping[str, Mapping[str, list[float]]]) -> str:
@@ -264,14 +371,14 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.render:
         write, name = TEXTS[arguments.text]
-        recorder = harness.Recorder(name)
         cluster = {"launcher": arguments.launcher, "workers": arguments.workers}
         folder = arguments.folder.resolve() / f"{arguments.grid}-{arguments.text}"
-        for number in range(arguments.seeds):
+        for number in arguments.seeds:
+            recorder = harness.Recorder(name)
             seed = Seed(folder, number, GRIDS[arguments.grid], write, cluster)
             for row, column, value in seed.measure(arguments.row or ROWS):
-                recorder.add(row, column, value)
-        recorder.save(())
+                recorder.add(_case(row, number), column, value)
+            recorder.save(())
     ablation.write_results(PAGE, results({text: _measured(name) for text, (_, name) in TEXTS.items()}))
 
 

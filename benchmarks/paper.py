@@ -119,10 +119,12 @@ class Experiment:
         self.news.write_text("".join(articles[:ARTICLES]))
         self.terms = frequent_names(self.news)
 
-    def measure(self, grid: Mapping[str, Iterable[Setting]], seeds: int) -> Iterator[tuple[str, str, str, float]]:
+    def measure(
+        self, grid: Mapping[str, Iterable[Setting]], seeds: Iterable[int]
+    ) -> Iterator[tuple[str, str, str, float]]:
         """(case, setting, metric, value) of every run, seed by seed."""
         pretrained = self._pretrained()
-        for seed in range(seeds):
+        for seed in seeds:
             notes = self._notes(seed)
             known = {"identifiers": self._specialised(pretrained, notes, seed), "terms": pretrained}
             if self.base.small and not self.base.pretrain_epochs:  # it knows no terms
