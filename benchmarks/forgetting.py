@@ -25,6 +25,7 @@ import ablation
 import harness
 from ablation import Setting
 from bars import bars
+from criteria import Criterion, Figures, verdicts
 from records import write_records
 
 from sani_dist import api
@@ -129,40 +130,6 @@ ATTACKED = (
 )
 FORGOTTEN = [name for _, _, name in AUDITED if name != CONTROL_GREEDY]
 UNDER_ATTACK = [name for *_, name in ATTACKED]
-
-
-@dataclass(frozen=True)
-class Criterion:
-    """A row's figure is to be at most (at least) `factor` x that of another row, or of the row itself, + `plus`."""
-
-    row: str
-    column: str
-    than: tuple[str, str] | None = None  # (row, column)
-    factor: float = 1.0
-    plus: float = 0.0
-    at_least: bool = False
-
-    def limit(self, found: Figures) -> float | None:
-        if self.than is None:
-            return self.plus
-        other = found.get(self.than)
-        return None if other is None else self.factor * other + self.plus
-
-    def met(self, value: float, limit: float) -> bool:
-        return value >= limit if self.at_least else value <= limit
-
-    def __str__(self) -> str:
-        terms = []
-        if self.than:
-            row, column = self.than
-            of = column if row == self.row else row if column == self.column else f"{row}, {column}"
-            terms.append(of if self.factor == 1 else f"{self.factor:g} x {of}")
-        if self.plus:
-            terms.append(f"{self.plus:g}")
-        return f"at {'least' if self.at_least else 'most'} {' + '.join(terms)}"
-
-
-Figures = Mapping[tuple[str, str], float]  # {(row, column): of one seed}
 
 # What the presets were asked to do before they were chosen.
 CRITERIA = (
@@ -295,14 +262,14 @@ def results(rows: Mapping[str, Sequence[harness.Row]]) -> Iterator[str]:
     yield from ("", "## Under attack", "")
     yield from ablation.table(_by_row(found), UNDER_ATTACK)
     yield from ("", "## What was asked for", "")
-    yield from _verdicts(found)
+    yield from verdicts(CRITERIA, found)
     if other:
         yield from ("", "## Records of another generator", "")
         yield from ablation.table(_by_row(other), FORGOTTEN)
         yield ""
         yield from ablation.table(_by_row(other), UNDER_ATTACK)
         yield ""
-        yield from _verdicts(other)
+        yield from verdicts(CRITERIA, other)
     yield ""
     yield from ablation.provenance([*rows["notes"], *rows["records"]])
 
@@ -316,8 +283,7 @@ def _case(row: str, seed: int) -> str:
     return f"{row}{SEED}{seed}"
 
 
-def _by_seed(measured: Iterable[harness.Row]) -> dict[int, dict[tuple[str, str], float]]:
-    """{seed: {(row of the table, column): value}}."""
+def _by_seed(measured: Iterable[harness.Row]) -> dict[int, Figures]:
     found: dict[int, dict[tuple[str, str], float]] = {}
     for one in measured:
         row, _, seed = one.case.rpartition(SEED)
@@ -332,22 +298,6 @@ def _by_row(seeds: Mapping[int, Figures]) -> dict[str, dict[str, list[float]]]:
         for (row, column), value in figures.items():
             found.setdefault(row, {}).setdefault(column, []).append(value)
     return {row: found[row] for row in ROWS if row in found}
-
-
-def _verdicts(seeds: Mapping[int, Figures]) -> Iterator[str]:
-    """A table of the criteria: what was measured, of what was allowed, for each seed."""
-    yield f"| | | {' | '.join(f'seed {seed}' for seed in seeds)} |"
-    yield "|---" * (2 + len(seeds)) + "|"
-    for criterion in CRITERIA:
-        cells = []
-        for found in seeds.values():
-            value, limit = found.get((criterion.row, criterion.column)), criterion.limit(found)
-            if value is None or limit is None:
-                cells.append("")
-                continue
-            verdict = "" if criterion.met(value, limit) else " **missed**"
-            cells.append(f"{value:.4g} of {limit:.4g}{verdict}")
-        yield f"| {criterion.row}: {criterion.column} | {criterion} | {' | '.join(cells)} |"
 
 
 def _plot(found: Mapping[str, Mapping[str, list[float]]]) -> str:
