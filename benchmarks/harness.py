@@ -80,7 +80,7 @@ class Recorder:
         self.path = RESULTS / f"{name}.csv"
         self.rows: list[Row] = []
         self._constant = {
-            "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), "commit": _commit(), "device": device or _device(),
+            "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), "commit": _commit(), "device": device or this_device(),
             "torch": version("torch"), "deepspeed": version("deepspeed"), "transformers": version("transformers"),
         }  # fmt: skip
 
@@ -219,7 +219,8 @@ def _commit() -> str:
     return subprocess.run(command, cwd=RESULTS.parent, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def _device() -> str:
+def this_device() -> str:
+    """The processor's name and the cores this process may use."""
     models = [
         line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     ]
