@@ -58,13 +58,20 @@ def examine(console: Console, config: Config | None) -> bool:
             )
     import torch
 
-    import sani_dist.engine  # noqa: F401 - before DeepSpeed, which it tells that there is no GPU
+    # Before DeepSpeed, which importing it tells that there is no GPU.
+    from sani_dist.engine.distributed import has_bfloat16
 
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     line(
         "accelerator",
         ", ".join(gpus) if gpus else f"none: ranks run on {os.cpu_count()} CPU cores",
         True if gpus else None,
+    )
+    native = has_bfloat16()
+    line(
+        "bfloat16",
+        "computed in hardware" if native else "only emulated: with `model.dtype: float32` ranks are much faster here",
+        True if native else None,
     )
     compiler = shutil.which("g++") or shutil.which("c++")
     line("C++ compiler", compiler or "none: DeepSpeed cannot build its ops; install g++", compiler is not None)

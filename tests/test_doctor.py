@@ -86,6 +86,22 @@ def test_a_missing_compiler_or_package_is_bad(monkeypatch: pytest.MonkeyPatch) -
     assert lines["no-such-package"] == "bad not installed"
 
 
+@pytest.mark.parametrize(
+    ("has", "said"),
+    [
+        ({"avx512_f": True, "amx_bf16": True}, "ok computed in hardware"),
+        ({"neon": True, "bf16": True}, "ok computed in hardware"),
+        ({"avx512_f": True}, "- only emulated: with `model.dtype: float32` ranks are much faster here"),
+    ],
+)
+def test_bfloat16_that_is_emulated_is_told(monkeypatch: pytest.MonkeyPatch, has: dict[str, bool], said: str) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: has)
+    good, lines = examined(None, monkeypatch)
+    assert good
+    assert lines["bfloat16"] == said
+
+
 def test_presidio_is_needed_by_some_runs_only(monkeypatch: pytest.MonkeyPatch) -> None:
     def without(package: str) -> str:
         if package == "presidio-analyzer":

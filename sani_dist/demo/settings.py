@@ -38,7 +38,7 @@ _PATTERNS = (
 )
 
 
-def demo_config(folder: Path, seed: int, workers: int = 2) -> dict[str, Any]:
+def demo_config(folder: Path, seed: int, workers: int = 2, dtype: str = "bfloat16") -> dict[str, Any]:
     """Return the settings of a run on the demo's files in `folder`, as in a run's YAML file.
 
     The labelled spans of the notes only score the detectors and the audit: nothing in `detect` reads them.
@@ -48,7 +48,7 @@ def demo_config(folder: Path, seed: int, workers: int = 2) -> dict[str, Any]:
     ]
     preset = PRESETS["strong"]
     return {
-        "model": {"path": str(folder / "memorised"), "base": str(folder / "base"), "dtype": "bfloat16"},
+        "model": {"path": str(folder / "memorised"), "base": str(folder / "base"), "dtype": dtype},
         "corpus": {
             "source": str(folder / NOTES),
             "text": "text",
@@ -66,7 +66,7 @@ def demo_config(folder: Path, seed: int, workers: int = 2) -> dict[str, Any]:
     }
 
 
-def memorise_config(folder: Path, seed: int, workers: int = 2) -> dict[str, Any]:
+def memorise_config(folder: Path, seed: int, workers: int = 2, dtype: str = "bfloat16") -> dict[str, Any]:
     """Return the settings with which the demo's hospital fine-tunes its model: every token learnt, until it is known by heart."""
     corpus = {
         key: value
@@ -74,7 +74,7 @@ def memorise_config(folder: Path, seed: int, workers: int = 2) -> dict[str, Any]
         if key in ("source", "subject", "spans", "general")
     }
     return {
-        "model": {"path": str(folder / "base"), "dtype": "bfloat16"},
+        "model": {"path": str(folder / "base"), "dtype": dtype},
         "corpus": {**corpus, "detect": [{"name": "annotations"}], "row_length": ROW_LENGTH},
         "erase": {"layers": 0},
         "repair": {

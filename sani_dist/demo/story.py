@@ -16,6 +16,7 @@ from sani_dist.demo.english import write_general_text
 from sani_dist.demo.model import write_base_model
 from sani_dist.demo.notes import write_notes
 from sani_dist.demo.settings import CONTROL, GENERAL, HELDOUT, NOTES, demo_config, memorise_config
+from sani_dist.engine.distributed import has_bfloat16
 from sani_dist.errors import InputError
 from sani_dist.run import Run
 from sani_dist.terminal import ProgressView
@@ -43,12 +44,15 @@ def tell(folder: Path, seed: int, workers: int, console: Console, canaries: int 
     write_general_text(folder / GENERAL)
     console.print("[bold]2. A base model.[/bold] SmolLM2-135M-Instruct, from its Python package.")
     write_base_model(folder / "base")
+    dtype = "bfloat16" if has_bfloat16() else "float32"
+    if dtype == "float32":
+        console.print("It is trained in float32: this processor only emulates bfloat16.")
     console.print(
         "[bold]3. The hospital fine-tunes it on the notes,[/bold] identifiers included, until it knows them by heart."
     )
     with ProgressView(console) as view:
         memorised = api.sanitize(
-            config_from_mapping(memorise_config(folder, seed, workers)),
+            config_from_mapping(memorise_config(folder, seed, workers, dtype)),
             folder / "memorise",
             stages=api.REPAIR_STAGES,
             on_event=view,
@@ -57,7 +61,9 @@ def tell(folder: Path, seed: int, workers: int, console: Console, canaries: int 
     memorised.purge()
     console.print("[bold]4. sani-dist sanitises the model.[/bold] It detects identifiers itself; labels only score it.")
     with ProgressView(console) as view:
-        return api.sanitize(config_from_mapping(demo_config(folder, seed, workers)), folder / "run", on_event=view)
+        return api.sanitize(
+            config_from_mapping(demo_config(folder, seed, workers, dtype)), folder / "run", on_event=view
+        )
 
 
 def _put_in_canaries(folder: Path, count: int, seed: int) -> None:
