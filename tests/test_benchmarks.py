@@ -1,4 +1,4 @@
-"""What benchmarks/cluster.py makes of the folder of a finished run."""
+"""What benchmarks make of what they measured."""
 
 from __future__ import annotations
 
@@ -15,8 +15,12 @@ from sani_dist.run import Run
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-def test_rows_of_a_finished_run(finished_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True)
+def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+def test_rows_of_a_finished_run(finished_run: Run) -> None:
     cluster = importlib.import_module("cluster")
     found = {row.metric: row.value for row in cluster.record(finished_run, "h100").rows}
     lines = [json.loads(line) for line in finished_run.path("metrics.jsonl").read_text().splitlines()]
@@ -33,3 +37,28 @@ def test_rows_of_a_finished_run(finished_run: Run, monkeypatch: pytest.MonkeyPat
     flops = 6 * multiplied + 12 * config.num_hidden_layers * config.hidden_size * row
     expected = found["tokens_per_second_of_a_rank"] * flops / 989e12
     assert found["model_flops_utilisation"] == pytest.approx(expected)
+
+
+def test_criteria_are_met_missed_or_not_measured() -> None:
+    criteria = importlib.import_module("criteria")
+    asked = (
+        criteria.Criterion("a", "leak", ("b", "leak"), plus=0.02),
+        criteria.Criterion("a", "perplexity", ("a", "before"), factor=1.05),
+        criteria.Criterion("a", "AUC", plus=0.45, at_least=True),
+    )
+    found = {
+        ("a", "leak"): 0.05,
+        ("b", "leak"): 0.04,
+        ("a", "perplexity"): 10.6,
+        ("a", "before"): 10.0,
+        ("a", "AUC"): 0.44,
+    }
+    more = {**found, ("a", "leak"): 0.0601, ("a", "AUC"): 0.45}
+    del more["a", "before"]
+    assert list(criteria.verdicts(asked, {0: found, 3: more})) == [
+        "| | | seed 0 | seed 3 |",
+        "|---|---|---|---|",
+        "| a: leak | at most b + 0.02 | 0.05 of 0.06 | 0.0601 of 0.06 **missed** |",
+        "| a: perplexity | at most 1.05 x before | 10.6 of 10.5 **missed** |  |",
+        "| a: AUC | at least 0.45 | 0.44 of 0.45 **missed** | 0.45 of 0.45 |",
+    ]
