@@ -41,7 +41,7 @@ class Criterion:
 
 
 def verdicts(criteria: Iterable[Criterion], seeds: Mapping[int, Figures]) -> Iterator[str]:
-    """Lines of Markdown: "what was measured of what was allowed" in each cell, "missed" where it is none, nothing where it was not run."""
+    """Lines of Markdown: "what was measured of what was allowed" in each cell, "missed" where it is more, nothing where too little was run to tell."""
     yield f"| | | {' | '.join(f'seed {seed}' for seed in seeds)} |"
     yield "|---" * (2 + len(seeds)) + "|"
     for criterion in criteria:
@@ -51,6 +51,10 @@ def verdicts(criteria: Iterable[Criterion], seeds: Mapping[int, Figures]) -> Ite
 
 def _verdict(criterion: Criterion, found: Figures) -> str:
     value, limit = found.get((criterion.row, criterion.column)), criterion.limit(found)
-    if value is None or limit is None:
+    if value is None:
         return ""
+    if limit is None:
+        # No figure is negative: the limit is no less than this, whatever the other row would have.
+        least = criterion.plus
+        return f"{value:.3g} of {least:.3g} or more" if not criterion.at_least and criterion.met(value, least) else ""
     return f"{value:.3g} of {limit:.3g}" + ("" if criterion.met(value, limit) else " **missed**")

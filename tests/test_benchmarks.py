@@ -55,10 +55,11 @@ def test_criteria_are_met_missed_or_not_measured() -> None:
     }
     more = {**found, ("a", "leak"): 0.0601, ("a", "AUC"): 0.45}
     del more["a", "before"]
-    assert list(criteria.verdicts(asked, {0: found, 3: more})) == [
-        "| | | seed 0 | seed 3 |",
-        "|---|---|---|---|",
-        "| a: leak | at most b + 0.02 | 0.05 of 0.06 | 0.0601 of 0.06 **missed** |",
-        "| a: perplexity | at most 1.05 x before | 10.6 of 10.5 **missed** |  |",
-        "| a: AUC | at least 0.45 | 0.44 of 0.45 **missed** | 0.45 of 0.45 |",
+    few = {("a", "leak"): 0.015, ("a", "perplexity"): 9.0}
+    assert list(criteria.verdicts(asked, {0: found, 3: more, 4: few})) == [
+        "| | | seed 0 | seed 3 | seed 4 |",
+        "|---|---|---|---|---|",
+        "| a: leak | at most b + 0.02 | 0.05 of 0.06 | 0.0601 of 0.06 **missed** | 0.015 of 0.02 or more |",
+        "| a: perplexity | at most 1.05 x before | 10.6 of 10.5 **missed** |  |  |",
+        "| a: AUC | at least 0.45 | 0.44 of 0.45 **missed** | 0.45 of 0.45 |  |",
     ]
