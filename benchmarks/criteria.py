@@ -41,7 +41,7 @@ class Criterion:
 
 
 def verdicts(criteria: Iterable[Criterion], seeds: Mapping[int, Figures]) -> Iterator[str]:
-    """Lines of Markdown: "what was measured of what was allowed" in each cell, "missed" where it is more, nothing where too little was run to tell."""
+    """Lines of Markdown; in each cell what was measured, of what is allowed; nothing where too little was run to tell."""
     yield f"| | | {' | '.join(f'seed {seed}' for seed in seeds)} |"
     yield "|---" * (2 + len(seeds)) + "|"
     for criterion in criteria:
