@@ -6,6 +6,7 @@ Life of a model here: `load_sharded` -> `Engine.for_inference` (audit, attributi
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 from collections.abc import Callable, Iterator
@@ -371,13 +372,24 @@ class Engine:
         return torch.optim.AdamW(trained, fused=True, **arguments)
 
     def close(self) -> None:
-        """Take ZeRO-3's hooks off again: the next `initialize` must not run every hook twice, and what they hold goes with them."""
+        """Take DeepSpeed's hooks off again: the next `initialize` must not run every hook twice, and masters, moments and gradients,
+        which they hold, go with them."""
         if self.ds is None:
             return
+        from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
+
         self.ds.optimizer.destroy()
+        for hook in (self.ds.module_forward_pre_hook, self.ds.module_forward_post_hook):
+            hook.remove()
+        # A list of the whole process, to which ZeRO-3 adds every module it is given and which it never empties.
+        FWD_MODULE_STACK[:] = [module for module in FWD_MODULE_STACK if module is not self.module]
         self.ds = None
         for module in self.module.modules():
             # DeepSpeed leaves these behind and takes them up again: backward would go on gathering for the engine that is gone, without
             # its trace, so every parameter twice.
             for stale in ("pre_bwd_fn", "post_bwd_fn"):
                 module.__dict__.pop(stale, None)
+        for parameter in self.module.parameters():
+            parameter.__dict__.pop("_z3_optimizer", None)
+        # Engine, optimizer and hooks refer to each other: only the collector frees them, and it goes by the number of objects, not by size.
+        gc.collect()

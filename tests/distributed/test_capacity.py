@@ -46,6 +46,8 @@ def test_weights_and_optimizer_are_what_two_ranks_allocate(
         # Beside these there is what an optimizer on the host keeps between steps, and next to nothing.
         assert sum(own.values()) + host["buffers"] == pytest.approx(found["all"], rel=0.05)
         assert nvme == 0
+        # The model is still there: an attack that trains holds masters and moments for as long as it trains, and no longer.
+        assert found["closed"] < 1.1 * found["weights"] < 0.5 * found["all"]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

@@ -183,7 +183,8 @@ def _save_the_first(folder: Path, engine: Engine, state: State) -> None:
 
 
 def allocated(folder: Path, *, files: dict[str, str], model: str, tokens: str, repair: dict[str, Any]) -> None:
-    """Bytes that this rank's tensors hold after a step, under each DeepSpeed file and dtype: by what they are for, and all together."""
+    """Bytes that this rank's tensors hold after a step, under each DeepSpeed file and dtype: by what they are for, and all together;
+    and after the engine was closed."""
     rows = {name: PackedRows(Path(tokens) / f"{name}.arrow") for name in ("repair", "general_train")}
     settings = RepairSettings.model_validate(repair)
     for (name, file), (called, dtype) in itertools.product(files.items(), DTYPES.items()):
@@ -203,9 +204,11 @@ def allocated(folder: Path, *, files: dict[str, str], model: str, tokens: str, r
             "moments": _bytes(states),
             "all": _bytes(t for t in gc.get_objects() if isinstance(t, torch.Tensor)) - before,
         }
+        del zero, states
+        engine.close()
+        found["closed"] = _bytes(t for t in gc.get_objects() if isinstance(t, torch.Tensor)) - before
         (folder / f"{name}-{called}-{distributed.rank()}.json").write_text(json.dumps(found))
-        engine.ds.optimizer.destroy()
-        del engine, zero, states
+        del engine
         gc.collect()
 
 
