@@ -113,7 +113,7 @@ def has_bfloat16() -> bool:
     """Whether `device()` has instructions for bfloat16. Without them it is emulated: a matrix product took four times as long as in
     float32 on a Xeon of 2017."""
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     has = torch.cpu.get_capabilities()
     return any(has.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
 
