@@ -48,9 +48,11 @@ def finished_run(folder: Path, config: Mapping[str, Any], stages: Sequence[str])
     return run
 
 
-def figures(measurements: Iterable[Mapping[str, Any]], columns: Iterable[tuple[str, str, str]]) -> dict[str, float]:
-    """{column: value} of what an audit measured over all. columns: (metric, population, column)."""
-    found = {(m["metric"], m["population"]): m["value"] for m in measurements if not m["group"]}
+def figures(
+    measurements: Iterable[Mapping[str, Any]], columns: Iterable[tuple[str, str, str]], of: str = "value"
+) -> dict[str, float]:
+    """{column: value} of what an audit measured over all. columns: (metric, population, column). of: value, low or high."""
+    found = {(m["metric"], m["population"]): m[of] for m in measurements if not m["group"]}
     values = {column: found.get((metric, population)) for metric, population, column in columns}
     return {column: value for column, value in values.items() if value is not None}
 

@@ -38,7 +38,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "forgetting.md"
 DEFAULT_FOLDER = Path(tempfile.gettempdir()) / "sani_dist-benchmark-forgetting"
 MEMORISED, GOLD = "memorised", "gold"
 SEED = ", seed "  # between a row's name and its seed, in the results' files
-EVERYTHING = ("documents", "format", "general")  # an attacker can learn anew from
+RELEARN_ON = ("documents", "format", "general")  # all that an attacker may have
 
 # All rows train alike, but for what their names say.
 BATCH_ROWS = 6
@@ -84,7 +84,7 @@ class Grid:
     attacks: tuple[str, ...]
     more: tuple[str, ...] = ()
     some: tuple[str, ...] = ()
-    relearn_on: tuple[str, ...] = EVERYTHING
+    relearn_on: tuple[str, ...] = RELEARN_ON
     judged: tuple[str, ...] = ()
 
 
@@ -112,8 +112,8 @@ AUDITED = (
 # The 95 % intervals of two of them, by document.
 HIGHEST_LEAK, LOWEST_AUC, HIGHEST_AUC = "leak@100, upper end", "membership AUC, lower end", "membership AUC, upper end"
 ENDS = {
-    ("leak@100", "sensitive"): ((HIGHEST_LEAK, "high"),),
-    ("mia_loss_auc", "sensitive"): ((LOWEST_AUC, "low"), (HIGHEST_AUC, "high")),
+    "low": (("mia_loss_auc", "sensitive", LOWEST_AUC),),
+    "high": (("leak@100", "sensitive", HIGHEST_LEAK), ("mia_loss_auc", "sensitive", HIGHEST_AUC)),
 }
 # (attack, variant, metric, population, column); of several measurements, one for each layer, the highest counts
 ATTACKED = (
@@ -218,13 +218,10 @@ class Seed:
                     highest[key] = max(m.value, highest.get(key, 0))
         attacked = {column: highest[tuple(key)] for *key, column in ATTACKED if tuple(key) in highest}
         audited = api.measurements(run, when)
-        ends = {
-            name: m[end]
-            for m in audited
-            for name, end in ENDS.get((m["metric"], m["population"]), ())
-            if not m["group"]
-        }
-        for column, value in {**ablation.figures(audited, AUDITED), **ends, **attacked}.items():
+        for of, columns in (("value", AUDITED), *ENDS.items()):
+            for column, value in ablation.figures(audited, columns, of).items():
+                yield setting, column, value
+        for column, value in attacked.items():
             yield setting, column, value
 
     def _trained(self, name: str, repair: Mapping[str, Any]) -> Run:
@@ -238,7 +235,7 @@ class Seed:
         """Sensitive is what the notes' own labels say, so that no row hangs on a detector."""
         config = demo_config(self.folder, self.seed, self.cluster["workers"])
         further = self.grid.more if setting in self.grid.some else ()
-        relearn_on = EVERYTHING if setting in self.grid.judged else self.grid.relearn_on
+        relearn_on = RELEARN_ON if setting in self.grid.judged else self.grid.relearn_on
         return {
             "model": {"path": str(model), "dtype": self.dtype},
             "corpus": {**config["corpus"], "detect": [{"name": "annotations"}]},

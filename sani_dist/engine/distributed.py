@@ -111,7 +111,7 @@ def device() -> torch.device:
 
 def has_bfloat16() -> bool:
     """Whether `device()` has instructions for bfloat16. Without them it is emulated: a matrix product took four times as long as in
-    float32 on a Xeon of 2017."""
+    float32 on a Xeon with AVX-512 alone."""
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     has = torch.cpu.get_capabilities()

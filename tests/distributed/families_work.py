@@ -89,7 +89,7 @@ def _carry(folder: Path, source: Path, plan: Plan, tokens: Path, ds_config: str,
         }
         (folder / "facts.json").write_text(json.dumps(facts))
         np.savez(folder / "scores.npz", **scores)
-    engine.ds.optimizer.destroy()
+    engine.close()
 
 
 def carry_masked(
@@ -151,7 +151,7 @@ def _carry_masked(folder: Path, source: Path, plan: Plan, tokens: Path, ds_confi
         }
         (folder / "facts.json").write_text(json.dumps(facts))
         np.savez(folder / "scores.npz", **scores)
-    engine.ds.optimizer.destroy()
+    engine.close()
 
 
 def _next_step(
