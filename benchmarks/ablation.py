@@ -6,8 +6,11 @@ Every step of an ablation is a run of its own: one that was stopped goes on, wha
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import shutil
 import statistics
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +23,7 @@ from sani_dist.config import config_from_mapping
 from sani_dist.run import Run
 
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
+MINUTES = "minutes"  # of a run, as a column
 # Perplexities from here on are written with one decimal.
 LARGE = 20
 
@@ -39,13 +43,32 @@ def finished_run(folder: Path, config: Mapping[str, Any], stages: Sequence[str])
         run = Run.open(folder)
         if not run.outputs_fit(stages[-1]):
             print(f"{folder.name}, gone on with", flush=True)
-            api.resume(folder)
+            with _timed(folder):
+                api.resume(folder)
     else:
         shutil.rmtree(folder, ignore_errors=True)
         print(folder.name, flush=True)
-        run = api.sanitize(config_from_mapping(dict(config)), folder, stages=tuple(stages))
+        with _timed(folder):
+            run = api.sanitize(config_from_mapping(dict(config)), folder, stages=tuple(stages))
     shutil.rmtree(run.path("repair", "checkpoints"), ignore_errors=True)
     return run
+
+
+@contextlib.contextmanager
+def _timed(folder: Path) -> Iterator[None]:
+    """Adds to the `seconds` of run.json, which tell of all starts that were not killed, as those of a sweep's trials do."""
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        if (folder / "run.json").exists():
+            run = Run.open(folder)
+            run.update(seconds=seconds(run) + time.monotonic() - started)
+
+
+def seconds(run: Run) -> float:
+    """What it took, all starts together; 0 where nobody measured it."""
+    return float(json.loads(run.path("run.json").read_text()).get("seconds", 0))
 
 
 def figures(
@@ -74,8 +97,8 @@ def spread(values: Sequence[float], name: str) -> str:
     if not values:
         return ""
     mean, low, high = statistics.mean(values), min(values), max(values)
-    form = "{:.3f}" if not name.startswith("perplexity") else "{:.1f}" if mean >= LARGE else "{:.2f}"
-    written, lowest, highest = (form.format(value) for value in (mean, low, high))
+    decimals = 0 if name == MINUTES else 3 if not name.startswith("perplexity") else 1 if mean >= LARGE else 2
+    written, lowest, highest = (f"{value:.{decimals}f}" for value in (mean, low, high))
     return written if lowest == highest else f"{written} [{lowest}, {highest}]"
 
 

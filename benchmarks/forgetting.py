@@ -1,7 +1,7 @@
 """What makes a model forget, and whether it stays so under attack: objectives and erasing on the demo's SmolLM2-135M, docs/forgetting.md.
 
-    python benchmarks/forgetting.py --seeds 0                 # reduced: two cores take less than two hours for a seed
-    python benchmarks/forgetting.py --grid full --workers 2   # twice the notes, more attacks, on every row
+    python benchmarks/forgetting.py --seeds 0                 # reduced: the presets, between the memorised model and gold
+    python benchmarks/forgetting.py --grid full --workers 2   # twice the notes, every row, more attacks
 
 as a job of a Ray cluster, from a folder that all its nodes share:
 
@@ -77,23 +77,22 @@ LOOK = ("prepare", "audit-before", "attack")  # at a model as it is
 
 @dataclass(frozen=True)
 class Grid:
-    """notes: of each seed that the model memorises, and as many of the control. attacks: on every row. more: on `some` rows too.
-    relearn_on: of all rows but `judged`, of which an attacker learns anew from all there is."""
+    """notes: of each seed that the model memorises, and as many of the control. rows: unless `--row` names others. relearn_on: of all rows
+    but `judged`, of which an attacker learns anew from all there is."""
 
     notes: int
+    rows: tuple[str, ...]
     attacks: tuple[str, ...]
-    more: tuple[str, ...] = ()
-    some: tuple[str, ...] = ()
     relearn_on: tuple[str, ...] = RELEARN_ON
     judged: tuple[str, ...] = ()
 
 
 GRIDS = {
     "reduced": Grid(
-        48, ("relearn",), ("lens", "quantise"), (MEMORISED, "preset balanced", "preset strong", GOLD),
+        48, (MEMORISED, "preset balanced", "preset strong", GOLD), ("relearn", "lens", "quantise"),
         ("documents",), ("preset strong", GOLD),
     ),
-    "full": Grid(104, ("relearn", "lens", "probe", "quantise")),
+    "full": Grid(104, ROWS, ("relearn", "lens", "probe", "quantise")),
 }  # fmt: skip
 
 CONTROL_GREEDY, CONTROL_LEAK = "greedy, never trained on", "leak@100, never trained on"
@@ -129,7 +128,7 @@ ATTACKED = (
     ("probe", "whole value", "preference", "control", "probe, never trained on"),
 )
 FORGOTTEN = [name for _, _, name in AUDITED if name != CONTROL_GREEDY]
-UNDER_ATTACK = [name for *_, name in ATTACKED]
+UNDER_ATTACK = [*(name for *_, name in ATTACKED), ablation.MINUTES]
 
 # What the presets were asked to do before they were chosen.
 CRITERIA = (
@@ -223,6 +222,9 @@ class Seed:
                 yield setting, column, value
         for column, value in attacked.items():
             yield setting, column, value
+        # Of all stages and attacks of the row, but not of training the model it starts from.
+        if ablation.seconds(run):
+            yield setting, ablation.MINUTES, ablation.seconds(run) / 60
 
     def _trained(self, name: str, repair: Mapping[str, Any]) -> Run:
         """The base trained on the notes as the demo's hospital does, with other settings of repair."""
@@ -234,13 +236,12 @@ class Seed:
     def _config(self, setting: str, model: Path) -> dict[str, Any]:
         """Sensitive is what the notes' own labels say, so that no row hangs on a detector."""
         config = demo_config(self.folder, self.seed, self.cluster["workers"])
-        further = self.grid.more if setting in self.grid.some else ()
         relearn_on = RELEARN_ON if setting in self.grid.judged else self.grid.relearn_on
         return {
             "model": {"path": str(model), "dtype": self.dtype},
             "corpus": {**config["corpus"], "detect": [{"name": "annotations"}]},
             "audit": {"metrics": ["extraction", "membership", "utility"], "continuations": 1},
-            "attack": {"attacks": [*self.grid.attacks, *further], "relearn_on": list(relearn_on), "seed": self.seed},
+            "attack": {"attacks": list(self.grid.attacks), "relearn_on": list(relearn_on), "seed": self.seed},
             # An attacker trains in batches of the same size.
             "repair": {"epochs": 0, "batch_rows": BATCH_ROWS, "micro_rows": self._micro_rows},
             "cluster": {**config["cluster"], **self.cluster},
@@ -316,7 +317,11 @@ def _plot(found: Mapping[str, Mapping[str, list[float]]]) -> str:
 def main() -> None:
     parser = ablation.options(__doc__, DEFAULT_FOLDER, workers=2)
     parser.add_argument(
-        "--row", action="append", choices=ROWS, metavar="ROW", help=f"one of: {'; '.join(ROWS)} (default: all)"
+        "--row",
+        action="append",
+        choices=ROWS,
+        metavar="ROW",
+        help=f"one of: {'; '.join(ROWS)} (default: those of the grid)",
     )
     parser.add_argument(
         "--text", choices=TEXTS, default="notes", help="records: of another generator (benchmarks/records.py)"
@@ -334,7 +339,7 @@ def main() -> None:
         for number in arguments.seeds:
             recorder = harness.Recorder(name, device)
             seed = Seed(folder, number, GRIDS[arguments.grid], write, arguments.dtype, cluster)
-            for row, column, value in seed.measure(arguments.row or ROWS):
+            for row, column, value in seed.measure(arguments.row or seed.grid.rows):
                 recorder.add(_case(row, number), column, value)
             recorder.save(())
     ablation.write_results(PAGE, results({text: _measured(name) for text, (_, name) in TEXTS.items()}))
