@@ -95,7 +95,8 @@ GRIDS = {
     "full": Grid(104, ROWS, ("relearn", "lens", "probe", "quantise")),
 }  # fmt: skip
 
-CONTROL_GREEDY, CONTROL_LEAK = "greedy, never trained on", "leak@100, never trained on"
+UNTRAINED = ", never trained on"
+CONTROL_GREEDY, CONTROL_LEAK = f"greedy{UNTRAINED}", f"leak@100{UNTRAINED}"
 HELDOUT_PERPLEXITY, GENERAL_PERPLEXITY = "perplexity, held-out notes", "perplexity, general"
 # (metric of an audit, population, column)
 AUDITED = (
@@ -118,15 +119,17 @@ ENDS = {
 ATTACKED = (
     ("relearn", "nothing", "leak@100", "sensitive", "other half"),
     ("relearn", "documents", "leak@100", "sensitive", "relearnt"),
-    ("relearn", "documents", "leak@100", "control", "relearnt, never trained on"),
+    ("relearn", "documents", "leak@100", "control", f"relearnt{UNTRAINED}"),
     ("relearn", "format", "leak@100", "sensitive", "relearnt from others' notes"),
     ("relearn", "general", "leak@100", "sensitive", "relearnt from general text"),
     ("quantise", "int8", "leak@100", "sensitive", "int8"),
     ("quantise", "int4", "leak@100", "sensitive", "int4"),
     ("lens", "each layer", "leak@100", "sensitive", "lens"),
     ("probe", "whole value", "preference", "sensitive", "probe"),
-    ("probe", "whole value", "preference", "control", "probe, never trained on"),
+    ("probe", "whole value", "preference", "control", f"probe{UNTRAINED}"),
 )
+# Columns of one kind of span each, where there are enough of them to tell.
+OF_KIND, FEWEST = "leak@100 of ", 10
 FORGOTTEN = [name for _, _, name in AUDITED if name != CONTROL_GREEDY]
 UNDER_ATTACK = [*(name for *_, name in ATTACKED), ablation.MINUTES]
 
@@ -220,6 +223,10 @@ class Seed:
         for of, columns in (("value", AUDITED), *ENDS.items()):
             for column, value in ablation.figures(audited, columns, of).items():
                 yield setting, column, value
+        for one in audited:
+            if one["metric"] == "leak@100" and one["group"].keys() == {"kind"} and one["n"] >= FEWEST:
+                end = UNTRAINED if one["population"] == "control" else ""
+                yield setting, f"{OF_KIND}{one['group']['kind']}{end}", one["value"]
         for column, value in attacked.items():
             yield setting, column, value
         # Of all stages and attacks of the row, but not of training the model it starts from.
@@ -270,6 +277,8 @@ def results(rows: Mapping[str, Sequence[harness.Row]]) -> Iterator[str]:
     if other:
         yield from ("", "## Records of another generator", "")
         yield from ablation.table(_by_row(other), FORGOTTEN)
+        yield from ("", "leak@100 by kind:", "")
+        yield from _by_kind(_by_row(other))
         yield ""
         yield from ablation.table(_by_row(other), UNDER_ATTACK)
         yield ""
@@ -302,6 +311,18 @@ def _by_row(seeds: Mapping[int, Figures]) -> dict[str, dict[str, list[float]]]:
         for (row, column), value in figures.items():
             found.setdefault(row, {}).setdefault(column, []).append(value)
     return {row: found[row] for row in ROWS if row in found}
+
+
+def _by_kind(found: ablation.Values) -> Iterator[str]:
+    """A row for the sensitive spans of each setting, and one for those never trained on."""
+    rows: dict[str, dict[str, Sequence[float]]] = {}
+    for setting, columns in found.items():
+        for column, values in columns.items():
+            if column.startswith(OF_KIND):
+                kind = column.removeprefix(OF_KIND)
+                end = UNTRAINED if kind.endswith(UNTRAINED) else ""
+                rows.setdefault(setting + end, {})[kind.removesuffix(end)] = values
+    yield from ablation.table(rows, sorted({kind for columns in rows.values() for kind in columns}))
 
 
 def _plot(found: Mapping[str, Mapping[str, list[float]]]) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from sani_dist.audit.extraction import leaks, score_spans
+from sani_dist.audit.kinds import comparable
 from sani_dist.audit.measurement import difference_by_document
 from sani_dist.audit.roc import FEWEST_DOCUMENTS, auc, auc_interval
 from sani_dist.audit.scores import score_views
@@ -55,14 +56,17 @@ def standing(engine: Engine, rows: Mapping[str, PackedRows], spans: pd.DataFrame
 
 
 def compare(sensitive: pd.DataFrame, control: pd.DataFrame) -> Standing:
-    """Of spans as `score_spans` gives them."""
-    if min(table["document"].nunique() for table in (sensitive, control)) < FEWEST_DOCUMENTS:
+    """Of spans as `score_spans` gives them. Those of a kind without a control may leak, but tell nothing of membership."""
+    of_kinds = comparable(sensitive, control)
+    if min(table["document"].nunique() for table in of_kinds) < FEWEST_DOCUMENTS:
         return Standing()
-    documents = [table["document"].to_numpy() for table in (sensitive, control)]
     leak = [leaks(table, SAMPLES) for table in (sensitive, control)]
-    low, high = difference_by_document(leak[0], documents[0], leak[1], documents[1])
+    low, high = difference_by_document(
+        leak[0], sensitive["document"].to_numpy(), leak[1], control["document"].to_numpy()
+    )
     # Mean log-probability of a span's tokens, as the loss attack of the audit takes it.
-    loss = [(table["logprob"] / (table["end"] - table["first"])).to_numpy() for table in (sensitive, control)]
+    loss = [(table["logprob"] / (table["end"] - table["first"])).to_numpy() for table in of_kinds]
+    documents = [table["document"].to_numpy() for table in of_kinds]
     area, error = auc(*loss, *documents)
     ends = auc_interval(area, error, min(len(np.unique(d)) for d in documents))
     return Standing(float(leak[0].mean()), float(leak[1].mean()), low, high, area, *ends)

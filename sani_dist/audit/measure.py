@@ -16,6 +16,7 @@ from sani_dist.audit.exposure import Ranked, candidates, choose, exposure, rank_
 from sani_dist.audit.extraction import extraction, score_spans
 from sani_dist.audit.generation import Generation
 from sani_dist.audit.harness import harness
+from sani_dist.audit.kinds import comparable
 from sani_dist.audit.losses import document_losses
 from sani_dist.audit.measurement import Measurement
 from sani_dist.audit.membership import NO_TEXTS, membership, score_texts, zlib_size
@@ -173,14 +174,14 @@ def _membership(
     reference: Mapping[str, TokenScores],
     spans: pd.DataFrame,
 ) -> list[Measurement]:
-    """Of spans, and of whole documents."""
+    """Of spans of the kinds that have a control, and of whole documents."""
     of_spans, of_documents = [], []
-    for split in SPLITS.values():
+    sensitive, control = (spans[(spans["split"] == split) & ~spans["in_context"]] for split in SPLITS.values())
+    for split, here in zip(SPLITS.values(), comparable(sensitive, control), strict=True):
         if split not in rows:
             of_spans.append(NO_TEXTS)
             of_documents.append(NO_TEXTS)
             continue
-        here = spans[(spans["split"] == split) & ~spans["in_context"]]
         sizes = [zlib_size(value) for value in corpus.values(here)]
         of_spans.append(score_texts(scores[split], reference.get(split), _places_of_spans(here, sizes)))
         places = _places_of_documents(rows[split], scores[split], corpus.zlib_sizes(split))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sani_dist.audit.kinds import without_control
 from sani_dist.audit.measurement import Measurement
 from sani_dist.report.evidence import Evidence, find
 from sani_dist.report.limits import Outcome
@@ -87,10 +88,24 @@ def _control(evidence: Evidence) -> str:
     if now is None or now.low is None or control.high is None:
         return ""
     reach = f"Spans of the same kinds that no training saw reach {percent(control.value)} ({control.n:,} spans)"
+    without = without_control(
+        *(_spans_by_kind(evidence.last, metric, population) for population in ("sensitive", "control"))
+    )
+    if without:
+        # Their values were nearly all trained on: of towns or wards there are few.
+        return f"{reach}, next to none of them of {listed(without[:MOST_KINDS])}: what guessing reaches there is not known."
     if now.high is not None and control.low is not None and now.high < control.low:
         return f"{reach}: what is left is less than guessing, a trace too (over-unlearning)."
     subject = "what comes out" if len(evidence.audits) == 1 else "what is left"
     return f"{reach}: {subject} {'is more than' if now.low > control.high else 'cannot be told from'} guessing."
+
+
+def _spans_by_kind(measurements: Sequence[Measurement], metric: str, population: str) -> dict[str, int]:
+    return {
+        m.group["kind"]: m.n
+        for m in measurements
+        if m.metric == metric and m.population == population and set(m.group) == {"kind"}
+    }
 
 
 def _kinds(evidence: Evidence) -> str:

@@ -7,15 +7,18 @@ import pandas as pd
 import pytest
 
 from sani_dist.audit.control import SAMPLES, Standing, compare
+from sani_dist.audit.kinds import without_control
 
 
-def spans(logprob: float, documents: int = 20, first_document: int = 0, seed: int = 0) -> pd.DataFrame:
+def spans(
+    logprob: float, documents: int = 20, first_document: int = 0, seed: int = 0, kind: str = "PERSON"
+) -> pd.DataFrame:
     """Three spans of two tokens in each document, around a log-probability."""
     draw = np.random.default_rng(seed)
     count = 3 * documents
     return pd.DataFrame(
         {
-            "document": first_document + np.repeat(np.arange(documents), 3), "first": 0, "end": 2,
+            "document": first_document + np.repeat(np.arange(documents), 3), "first": 0, "end": 2, "kind": kind,
             "logprob": logprob + draw.standard_normal(count),
         }
     )  # fmt: skip
@@ -45,6 +48,32 @@ def test_a_leak_of_few_spans_is_seen_although_membership_is_not() -> None:
 def test_too_few_documents_cannot_tell() -> None:
     assert compare(spans(-12.0), spans(-12.0, documents=9)) == Standing()
     assert not Standing().at_control
+
+
+def test_a_kind_without_a_control_leaks_but_does_not_tell_members() -> None:
+    """Towns are likelier than names wherever they stand, and none of them was left out of all training."""
+    sensitive = pd.concat([spans(-12.0), spans(-2.0, kind="LOCATION", seed=2)])
+    control = pd.concat(
+        [spans(-12.0, first_document=100, seed=1), spans(-20.0, first_document=100, seed=3, kind="LOCATION")[:3]]
+    )
+    found = compare(sensitive, control)
+    assert found.auc == compare(spans(-12.0), spans(-12.0, first_document=100, seed=1)).auc
+    assert found.leak is not None
+    assert found.leak > 0.4
+    assert not found.at_control
+
+
+@pytest.mark.parametrize(
+    ("control", "without"),
+    [
+        ({"PERSON": 55, "LOCATION": 5, "DATE": 40}, []),  # a twentieth, of a half
+        ({"PERSON": 56, "LOCATION": 4, "DATE": 40}, ["LOCATION"]),
+        ({"PERSON": 100}, ["LOCATION", "DATE"]),
+        ({}, []),
+    ],
+)
+def test_kinds_without_control_are_those_far_rarer_in_it(control: dict[str, int], without: list[str]) -> None:
+    assert without_control({"PERSON": 70, "LOCATION": 100, "DATE": 30}, control) == without
 
 
 def test_the_leak_is_that_of_a_hundred_samples() -> None:

@@ -224,6 +224,19 @@ def test_without_control_the_verdict_says_so(make_run: MakeRun) -> None:
     assert "guessing." not in text
 
 
+def test_kinds_that_the_control_lacks_are_named_and_not_judged_by_it(make_run: MakeRun) -> None:
+    """As of towns, all of which some training saw."""
+    after = [
+        replace(m, n=8) if m.population == "control" and m.group == {"kind": "RECORD_NUMBER"} else m for m in AFTER
+    ]
+    text = said(make_run(after=after))
+    assert (
+        "reach 0.5 % (200 spans), next to none of them of RECORD_NUMBER: what guessing reaches there is not known."
+        in text
+    )
+    assert "what is left" not in text
+
+
 def test_an_audit_alone_claims_no_change(make_run: MakeRun) -> None:
     text = said(make_run(after=None))
     assert "the model was not changed" in text
