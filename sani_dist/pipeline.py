@@ -23,7 +23,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from sani_dist.attack.result import ATTACKED, GOLD, Result
 from sani_dist.attack.scene import Scene
-from sani_dist.attack.suite import attack
+from sani_dist.attack.suite import Task, attack
 from sani_dist.audit.control import Standing, standing
 from sani_dist.audit.harness import check_tasks
 from sani_dist.audit.losses import document_losses
@@ -619,19 +619,21 @@ class _Worker:
         if settings.gold is not None:
             models[GOLD] = settings.gold
         inputs = self.run.inputs_sha256("attack")
+        known, under_way = distributed.from_rank_0(_known_results(path, inputs) if self.first else ([], None))
         attack(
-            scene, models, distributed.from_rank_0(_known_results(path, inputs) if self.first else []),
-            save=lambda results: self._save_attacks(path, inputs, results),
+            scene, models, known, under_way,
+            save=lambda results, under_way: self._save_attacks(path, inputs, results, under_way),
             report=lambda done, total: self.metrics.progress("attack", done, total, "attacks"),
         )  # fmt: skip
         self._done("attack", [path])
 
-    def _save_attacks(self, path: Path, inputs: str, results: Sequence[Result]) -> None:
+    def _save_attacks(self, path: Path, inputs: str, results: Sequence[Result], under_way: Task | None) -> None:
         if self.first:
             document = {
                 "schema": AUDIT_SCHEMA,
                 "inputs_sha256": inputs,
                 "settings": redacted(self.config.attack.model_dump(mode="json")),
+                "under_way": under_way,
                 "results": [asdict(result) for result in results],
             }
             build(path, lambda temporary: _write_json(temporary, document))
@@ -642,10 +644,16 @@ def _read_list(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _known_results(path: Path, inputs: str) -> list[Result]:
-    """What an earlier start of the same attacks left."""
+def _known_results(path: Path, inputs: str) -> tuple[list[Result], Task | None]:
+    """What an earlier start of the same attacks left, and which of them it had not finished."""
     document = json.loads(path.read_text()) if path.exists() else {}
-    return [Result.of(entry) for entry in document["results"]] if document.get("inputs_sha256") == inputs else []
+    if document.get("inputs_sha256") != inputs:
+        return [], None
+    under_way = document.get("under_way")
+    return [Result.of(entry) for entry in document["results"]], None if under_way is None else (
+        under_way[0],
+        under_way[1],
+    )
 
 
 def _stored_shards(checkpoint: Checkpoint) -> Iterator[LiveShard]:

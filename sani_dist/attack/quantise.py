@@ -31,6 +31,8 @@ _BLOCK = 2**20
 def quantise(scene: Scene, name: str, load: Iterator[Engine]) -> Iterator[Result]:
     """One result for each width, and one of the model as it is."""
     for variant in (NOTHING, *VARIANTS):
+        if variant in scene.made:
+            continue
         engine = next(load)
         if variant != NOTHING:
             round_weights(engine.model, *VARIANTS[variant])

@@ -36,7 +36,7 @@ def relearn(scene: Scene, name: str, load: Iterator[Engine]) -> Iterator[Result]
         "general": scene.rows.get("general_train"),
     }  # fmt: skip
     for variant, text in texts.items():
-        if variant != NOTHING and (variant not in scene.settings.relearn_on or not text):
+        if variant in scene.made or (variant != NOTHING and (variant not in scene.settings.relearn_on or not text)):
             continue
         engine = next(load)
         if text is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +28,7 @@ class Scene:
 
     rows: of the splits there are. related: documents of the same format about others, in no split; None unless the user gave some. load:
     a folder of a model -> its shards under ZeRO-3, not yet wrapped. before: the model that was sanitised; None where the attacked
-    one is it.
+    one is it. made: variants of the attack that an earlier start left; it need not make them again.
     """
 
     rows: Mapping[str, PackedRows]
@@ -40,6 +40,7 @@ class Scene:
     settings: AttackSettings
     audit: AuditSettings
     repair: RepairSettings
+    made: Collection[str] = ()
 
     @cached_property
     def spans(self) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from sani_dist.attack.drift import drift
@@ -18,6 +19,7 @@ from sani_dist.engine.zero3 import Engine
 
 # An attack takes untouched engines of the model, as many as it needs, and closes them.
 Attack = Callable[[Scene, str, Iterator[Engine]], Iterator[Result]]
+Task = tuple[str, str]  # names of a model and of an attack
 ATTACKS: dict[str, Attack] = {
     "prompts": prompts, "statement": statement, "lens": lens, "probe": probe, "quantise": quantise, "drift": drift, "relearn": relearn,
 }  # fmt: skip
@@ -27,22 +29,28 @@ def attack(
     scene: Scene,
     models: Mapping[str, Path],
     known: Sequence[Result] = (),
-    save: Callable[[Sequence[Result]], None] = lambda results: None,
+    under_way: Task | None = None,
+    save: Callable[[Sequence[Result], Task | None], None] = lambda results, under_way: None,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Result]:
     """Every attack of the settings on every model; all ranks call it and get the same results.
 
-    models: name -> folder. known: results of an earlier start, whose attacks are not made again. save: gets all results so far, after each
-    attack. report: attacks done, and their number.
+    models: name -> folder. known: results of an earlier start, which are not made again; under_way: the attack that it had not finished.
+    save: gets all results so far, after each, and whether its attack goes on. report: attacks done, and their number.
     """
     results = list(known)
-    done = {(result.model, result.attack) for result in known}
+    done = {(result.model, result.attack) for result in known} - {under_way}
     todo = [(model, name) for model in models for name in ATTACKS if name in scene.settings.attacks]
     for number, (model, name) in enumerate(todo):
         report(number, len(todo))
-        if (model, name) not in done:
-            results += ATTACKS[name](scene, model, _engines(scene, models[model]))
-            save(results)
+        if (model, name) in done:
+            continue
+        made = {result.variant for result in results if (result.model, result.attack) == (model, name)}
+        for result in ATTACKS[name](replace(scene, made=made), model, _engines(scene, models[model])):
+            if result.variant not in made:
+                results.append(result)
+                save(results, (model, name))
+        save(results, None)
     report(len(todo), len(todo))
     return results
 

@@ -194,6 +194,16 @@ def test_a_finished_run_is_attacked_and_reported(finished_run: Run, tmp_path: Pa
     written.write_text(json.dumps(kept))
     api.attack(folder)
     assert [r.variant for r in results(run)] == ["left as it was", "int8", "int4", "each layer"]
+    # Stopped between two widths: the first is not made again, the others are.
+    kept["results"] = kept["results"][:1]
+    kept["results"][0] |= {"variant": "nothing", "measurements": []}
+    kept["under_way"] = ["attacked", "quantise"]
+    written.write_text(json.dumps(kept))
+    api.attack(folder)
+    assert [(r.variant, len(r.measurements) > 0) for r in results(run)] == [
+        ("nothing", False), ("int8", True), ("int4", True), ("each layer", True)
+    ]  # fmt: skip
+    assert json.loads(written.read_text())["under_way"] is None
 
 
 def test_text_that_only_the_attacker_has(runs: dict[int, Run], tmp_path: Path) -> None:
