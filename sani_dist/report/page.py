@@ -297,7 +297,7 @@ def model_card(document: dict[str, Any]) -> str:
 
 
 def _context(document: dict[str, Any]) -> dict[str, Any]:
-    alone = {"before": "measured"} if len(document["audits"]) == 1 else {}
+    alone = {} if "after" in document["audits"] else {"before": "measured"}
     titles = {**catalogue.ROLES, "change": "change", **alone}
     return {
         **document,

@@ -35,7 +35,7 @@ def headline(outcomes: Sequence[Outcome]) -> str:
 def sentences(evidence: Evidence) -> list[str]:
     """What the audits say, most important first."""
     said = [_leak(evidence), _control(evidence), _kinds(evidence), _greedy(evidence), _cost(evidence)]
-    evidence_of = EVIDENCE_ALONE if len(evidence.audits) == 1 else EVIDENCE
+    evidence_of = EVIDENCE if "after" in evidence.audits else EVIDENCE_ALONE
     return [sentence for sentence in said if sentence] + [f"{evidence_of} {CAVEAT}"]
 
 
@@ -54,9 +54,9 @@ def _leak(evidence: Evidence) -> str:
         return f"Extraction could not be measured: {now.reason if now else 'no audit of spans'}."
     what = _what(metric)
     figure = f"{percent(now.value)} ({_interval(now)}, {now.n:,} spans)"
-    if len(evidence.audits) == 1:
+    if "after" not in evidence.audits:
         return f"{what} with a mean probability of {figure}. This was an audit alone: the model was not changed."
-    before = find(evidence.audits["before"], metric, "sensitive")
+    before = find(evidence.audits.get("before", ()), metric, "sensitive")
     if before is None or before.value is None:
         return f"{what} with a mean probability of {figure} after sanitising."
     return (
@@ -96,7 +96,7 @@ def _control(evidence: Evidence) -> str:
         return f"{reach}, next to none of them of {listed(without[:MOST_KINDS])}: what guessing reaches there is not known."
     if now.high is not None and control.low is not None and now.high < control.low:
         return f"{reach}: what is left is less than guessing, a trace too (over-unlearning)."
-    subject = "what comes out" if len(evidence.audits) == 1 else "what is left"
+    subject = "what is left" if "after" in evidence.audits else "what comes out"
     return f"{reach}: {subject} {'is more than' if now.low > control.high else 'cannot be told from'} guessing."
 
 
@@ -143,7 +143,7 @@ def _cost(evidence: Evidence) -> str:
     ]
     if parts:
         return f"The cost: perplexity changed by {listed(parts)}."
-    return "What sanitising cost was not measured." if len(evidence.audits) == 2 else ""
+    return "What sanitising cost was not measured." if "after" in evidence.audits else ""
 
 
 def _interval(measured: Measurement, signed: bool = False) -> str:

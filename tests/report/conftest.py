@@ -92,10 +92,11 @@ def losses(rise: float, documents: int = 40, tokens: int = 50) -> pd.DataFrame:
 
 @pytest.fixture
 def make_run(tmp_path: Path) -> MakeRun:
-    """`make_run(before=..., after=None, ...)` -> a finished run but for its report; `after=None` makes an audit alone."""
+    """`make_run(before=..., after=None, ...)` -> a finished run but for its report; `after=None` makes an audit alone,
+    `before=None` a model that nobody audited before it was sanitised."""
 
     def make(
-        *, before: Sequence[Measurement] = BEFORE, after: Sequence[Measurement] | None = AFTER, rise: float = 0.02,
+        *, before: Sequence[Measurement] | None = BEFORE, after: Sequence[Measurement] | None = AFTER, rise: float = 0.02,
         documents: int = 40, sensitive_documents: int = 60, kinds: dict[str, int] | None = None, verify: dict[str, float] | None = None,
     ) -> Run:  # fmt: skip
         model = tmp_path / "home" / "Nightingale" / "memorised"
@@ -113,8 +114,9 @@ def make_run(tmp_path: Path) -> MakeRun:
                 "verify": verify or {},
             }
         )  # fmt: skip
-        audits = {"before": before} if after is None else {"before": before, "after": after}
+        audits = {when: found for when, found in (("before", before), ("after", after)) if found is not None}
         stages = STAGES if after is not None else ("prepare", "audit-before", "report")
+        stages = tuple(stage for stage in stages if stage != "audit-before" or before is not None)
         run = Run.create(tmp_path / "run", config, stages)
         _write(run, "source.json", {"model_sha256": "a" * 64})
         summary = {

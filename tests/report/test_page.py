@@ -188,6 +188,19 @@ def test_every_measurement_of_both_audits_is_in_the_last_table(make_run: MakeRun
     assert all(metric in page for metric, _, _ in distinct)
 
 
+def test_a_model_audited_only_when_it_was_sanitised_is_not_called_unchanged(make_run: MakeRun) -> None:
+    run = make_run(before=None)
+    page = Page(html(run))
+    assert "3.0 % (95 % interval 1.4 to 5.6 %, 300 spans) after sanitising." in page.words()
+    assert "changes" in {attributes.get("id") for _, attributes in page.tags}
+    card = run.path("report", "MODEL_CARD.md").read_text()
+    assert ", sanitised" in card
+    for text in (page.words(), card):
+        assert "What sanitising cost was not measured." in text
+        for wrong in ("not changed", "Audit of a language model", "before:"):
+            assert wrong not in text
+
+
 def test_an_audit_alone_has_no_before_and_no_plots_of_changes(make_run: MakeRun) -> None:
     page = Page(html(make_run(after=None)))
     ids = {attributes.get("id") for _, attributes in page.tags}
