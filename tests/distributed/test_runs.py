@@ -330,6 +330,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(make_config: Callable[..., Conf
         assert all(file_sha256(checkpoint / name) == sha for name, sha in files.items())
 
 
+@pytest.mark.slow
 def test_weights_that_the_last_step_made_infinite_are_not_kept(
     make_config: Callable[..., Config], tmp_path: Path
 ) -> None:

@@ -41,6 +41,7 @@ def standings(run: Run) -> list[dict[str, Any]]:
     return json.loads(run.path("repair", "control.json").read_text())
 
 
+@pytest.mark.slow
 def test_looking_after_each_epoch_changes_no_bit(make_config: Callable[..., Config], tmp_path: Path) -> None:
     """Every value is learnt by heart, so it goes to its last step."""
     learning = {"objectives": {"plain": True}, "learning_rate": 1e-2}
