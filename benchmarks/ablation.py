@@ -6,11 +6,8 @@ Every step of an ablation is a run of its own: one that was stopped goes on, wha
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
 import shutil
 import statistics
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +17,7 @@ import harness
 
 from sani_dist import api
 from sani_dist.config import config_from_mapping
-from sani_dist.run import Run
+from sani_dist.run import Run, timed
 
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 MINUTES = "minutes"  # of a run, as a column
@@ -43,32 +40,15 @@ def finished_run(folder: Path, config: Mapping[str, Any], stages: Sequence[str])
         run = Run.open(folder)
         if not run.outputs_fit(stages[-1]):
             print(f"{folder.name}, gone on with", flush=True)
-            with _timed(folder):
+            with timed(folder):
                 api.resume(folder)
     else:
         shutil.rmtree(folder, ignore_errors=True)
         print(folder.name, flush=True)
-        with _timed(folder):
+        with timed(folder):
             run = api.sanitize(config_from_mapping(dict(config)), folder, stages=tuple(stages))
     shutil.rmtree(run.path("repair", "checkpoints"), ignore_errors=True)
     return run
-
-
-@contextlib.contextmanager
-def _timed(folder: Path) -> Iterator[None]:
-    """Adds to the `seconds` of run.json, which tell of all starts that were not killed, as those of a sweep's trials do."""
-    started = time.monotonic()
-    try:
-        yield
-    finally:
-        if (folder / "run.json").exists():
-            run = Run.open(folder)
-            run.update(seconds=seconds(run) + time.monotonic() - started)
-
-
-def seconds(run: Run) -> float:
-    """What it took, all starts together; 0 where nobody measured it."""
-    return float(json.loads(run.path("run.json").read_text()).get("seconds", 0))
 
 
 def figures(

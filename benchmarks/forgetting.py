@@ -230,8 +230,8 @@ class Seed:
         for column, value in attacked.items():
             yield setting, column, value
         # Of all stages and attacks of the row, but not of training the model it starts from.
-        if ablation.seconds(run):
-            yield setting, ablation.MINUTES, ablation.seconds(run) / 60
+        if run.seconds:
+            yield setting, ablation.MINUTES, run.seconds / 60
 
     def _trained(self, name: str, repair: Mapping[str, Any]) -> Run:
         """The base trained on the notes as the demo's hospital does, with other settings of repair."""

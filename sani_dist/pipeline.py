@@ -649,11 +649,9 @@ def _known_results(path: Path, inputs: str) -> tuple[list[Result], Task | None]:
     document = json.loads(path.read_text()) if path.exists() else {}
     if document.get("inputs_sha256") != inputs:
         return [], None
+    known = [Result.of(entry) for entry in document["results"]]
     under_way = document.get("under_way")
-    return [Result.of(entry) for entry in document["results"]], None if under_way is None else (
-        under_way[0],
-        under_way[1],
-    )
+    return known, (under_way[0], under_way[1]) if under_way else None
 
 
 def _stored_shards(checkpoint: Checkpoint) -> Iterator[LiveShard]:

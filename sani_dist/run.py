@@ -6,13 +6,14 @@ and atomically, so a run can be killed at any moment and resumed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -44,6 +45,18 @@ SENSITIVE_CONTENT = (
 PURGED = "(purged)"
 # Tokens of `attack.related`.
 RELATED = "tokens/related.arrow"
+
+
+@contextlib.contextmanager
+def timed(folder: Path) -> Iterator[None]:
+    """Count the seconds within into `Run.seconds`: of all starts that were not killed. The run may be created within."""
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        if (folder / "run.json").exists():
+            run = Run.open(folder)
+            run.update(seconds=run.seconds + time.monotonic() - started)
 
 
 class Run:
@@ -117,6 +130,11 @@ class Run:
         path = self.path("run.json")
         document = json.loads(path.read_text()) if path.exists() else {}
         _write_atomically(path, json.dumps({**document, **values}, indent=1))
+
+    @property
+    def seconds(self) -> float:
+        """What `timed` counted; 0 where nobody did."""
+        return float(json.loads(self.path("run.json").read_text()).get("seconds", 0))
 
     def add_attack(self, changes: Mapping[str, Mapping[str, Any]]) -> None:
         """Make `attack` a stage of this run, with other settings of the sections `attack` and `cluster`."""

@@ -55,6 +55,16 @@ class _Report:
     def whens(self) -> list[str]:
         return list(self.audits)
 
+    @property
+    def audit_only(self) -> bool:
+        """The model was audited and not changed."""
+        return "after" not in self.audits
+
+    @property
+    def compared(self) -> bool:
+        """There is an audit before and one after."""
+        return len(self.audits) == 2
+
     def primary_title(self) -> str:
         title = catalogue.title(self.primary)
         return title[0].lower() + title[1:]
@@ -112,7 +122,7 @@ class _Report:
 
     def tradeoff(self) -> Markup | None:
         """Leak against perplexity, where both audits have both. General text if there is any: it is what is easily lost."""
-        if len(self.audits) < 2:
+        if not self.compared:
             return None
         control = find(self.last, self.primary, "control")
         metric = catalogue.known(self.primary)
@@ -297,11 +307,12 @@ def model_card(document: dict[str, Any]) -> str:
 
 
 def _context(document: dict[str, Any]) -> dict[str, Any]:
-    alone = {} if "after" in document["audits"] else {"before": "measured"}
+    report = _Report(document)
+    alone = {"before": "measured"} if report.audit_only else {}
     titles = {**catalogue.ROLES, "change": "change", **alone}
     return {
         **document,
-        "report": _Report(document),
+        "report": report,
         "column_titles": titles,
         "markdown_table": partial(_markdown_table, titles),
         "legend_mark": plots.legend_mark,

@@ -6,18 +6,16 @@ write a checkpoint and end, as after Ctrl-C.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
 import sys
-import time
 from pathlib import Path
 
 from sani_dist import api
 from sani_dist.errors import RunError, SaniError
 from sani_dist.orchestrate.stdin import follow_stdin
-from sani_dist.run import Run
+from sani_dist.run import timed
 
 
 def main(folder: Path) -> int:
@@ -25,15 +23,13 @@ def main(folder: Path) -> int:
     follow_stdin(lambda: os.kill(os.getpid(), signal.SIGTERM))
     # Between the ranks, who write a checkpoint first, a signal ends this process as an error does.
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(RunError.exit_code))
-    started, before = time.monotonic(), json.loads((folder / "run.json").read_text()).get("seconds", 0.0)
     try:
-        api.resume(folder)
-        drop_weights(folder)
+        with timed(folder):
+            api.resume(folder)
+            drop_weights(folder)
     except SaniError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    finally:
-        Run.open(folder).update(seconds=before + time.monotonic() - started)
     return 0
 
 

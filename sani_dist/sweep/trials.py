@@ -173,9 +173,8 @@ def reason(run: Run) -> str | None:
 
 def cost(run: Run) -> dict[str, Any]:
     """Seconds that a run took in all its starts, and the optimizer steps it made."""
-    state = json.loads(run.path("run.json").read_text())
     steps = max((event["done"] for event in read_stage(run.path("metrics.jsonl"), "repair")), default=0)
-    return {"seconds": round(state.get("seconds", 0.0), 1), "steps": steps}
+    return {"seconds": round(run.seconds, 1), "steps": steps}
 
 
 def _above_control(found: Sequence[Measurement]) -> Figure:
