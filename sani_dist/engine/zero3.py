@@ -377,12 +377,18 @@ class Engine:
         if self.ds is None:
             return
         from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
+        from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 
+        # What it left gathered, which is the whole of a small model, would stay with the module.
+        self.ds.optimizer.empty_partition_cache()
         self.ds.optimizer.destroy()
         for hook in (self.ds.module_forward_pre_hook, self.ds.module_forward_post_hook):
             hook.remove()
         # A list of the whole process, to which ZeRO-3 adds every module it is given and which it never empties.
         FWD_MODULE_STACK[:] = [module for module in FWD_MODULE_STACK if module is not self.module]
+        # So is the cache of this method, which keeps every module it was asked for, weights and all, below a decorator that hides it.
+        (cell,) = PartitionedParameterCoordinator._PartitionedParameterCoordinator__params_to_release.__closure__
+        cell.cell_contents.cache_clear()
         self.ds = None
         for module in self.module.modules():
             # DeepSpeed leaves these behind and takes them up again: backward would go on gathering for the engine that is gone, without

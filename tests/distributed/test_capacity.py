@@ -48,6 +48,8 @@ def test_weights_and_optimizer_are_what_two_ranks_allocate(
         assert nvme == 0
         # The model is still there: an attack that trains holds masters and moments for as long as it trains, and no longer.
         assert found["closed"] < 1.1 * found["weights"] < 0.5 * found["all"]
+        # One attack after the other loads the model anew.
+        assert found["gone"] < 0.1 * found["weights"]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

@@ -184,7 +184,7 @@ def _save_the_first(folder: Path, engine: Engine, state: State) -> None:
 
 def allocated(folder: Path, *, files: dict[str, str], model: str, tokens: str, repair: dict[str, Any]) -> None:
     """Bytes that this rank's tensors hold after a step, under each DeepSpeed file and dtype: by what they are for, and all together;
-    and after the engine was closed."""
+    after the engine was closed, and when nobody holds it."""
     rows = {name: PackedRows(Path(tokens) / f"{name}.arrow") for name in ("repair", "general_train")}
     settings = RepairSettings.model_validate(repair)
     for (name, file), (called, dtype) in itertools.product(files.items(), DTYPES.items()):
@@ -205,11 +205,13 @@ def allocated(folder: Path, *, files: dict[str, str], model: str, tokens: str, r
             "all": _bytes(t for t in gc.get_objects() if isinstance(t, torch.Tensor)) - before,
         }
         del zero, states
+        score(engine, rows["repair"], 2)  # from its second batch on, DeepSpeed follows the order of the first
         engine.close()
         found["closed"] = _bytes(t for t in gc.get_objects() if isinstance(t, torch.Tensor)) - before
-        (folder / f"{name}-{called}-{distributed.rank()}.json").write_text(json.dumps(found))
         del engine
         gc.collect()
+        found["gone"] = _bytes(t for t in gc.get_objects() if isinstance(t, torch.Tensor)) - before
+        (folder / f"{name}-{called}-{distributed.rank()}.json").write_text(json.dumps(found))
 
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:
