@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.stats import norm
 from transformers import PreTrainedTokenizerBase
 
-from sani_dist.audit.measurement import CONFIDENCE, Measurement
+from sani_dist.audit.measurement import REACH, Measurement
 from sani_dist.audit.sampling import Decoding, Prompt, generate
 from sani_dist.audit.scores import score
 from sani_dist.config import AuditSettings, HarnessSettings
@@ -65,7 +64,6 @@ def harness(
     )  # fmt: skip
     found = distributed.from_rank_0(found)  # the harness gives it to the first process of a host alone
     assert found is not None
-    z = float(norm.ppf((1 + CONFIDENCE) / 2))
     measured = []
     for task, numbers in found["results"].items():
         for key, value in numbers.items():
@@ -73,7 +71,7 @@ def harness(
             if not isinstance(value, float) or metric.endswith("_stderr"):
                 continue
             error = numbers.get(f"{metric}_stderr,{kind}")
-            half = z * error if isinstance(error, float) else float("nan")
+            half = REACH * error if isinstance(error, float) else float("nan")
             low, high = (None, None) if np.isnan(half) else (value - half, value + half)
             count = int(found["n-samples"][task]["effective"])
             measured.append(Measurement(f"harness:{task}:{metric}", POPULATION, value, low, high, count, {}))

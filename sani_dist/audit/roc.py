@@ -8,10 +8,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pandas as pd
 from scipy.special import expit, logit
-from scipy.stats import norm, rankdata
 
-from sani_dist.audit.measurement import CONFIDENCE, clopper_pearson
+from sani_dist.audit.measurement import REACH, clopper_pearson
 
 FALSE_ALARMS = 0.01
 # With fewer, 1 % of them is less than one control, and no threshold can be set.
@@ -31,9 +31,9 @@ def auc(
     members, controls: scores [m], [n]; *_documents: the document of each. Members and controls share no document.
     """
     m, n = len(members), len(controls)
-    together = rankdata(np.concatenate([members, controls]))
-    below = (together[:m] - rankdata(members)) / n  # share of controls below each member
-    above = 1 - (together[m:] - rankdata(controls)) / m  # share of members above each control
+    together = _ranks(np.concatenate([members, controls]))
+    below = (together[:m] - _ranks(members)) / n  # share of controls below each member
+    above = 1 - (together[m:] - _ranks(controls)) / m  # share of members above each control
     area = float(below.mean())
     variance = _variance_of_mean(below, member_documents) + _variance_of_mean(above, control_documents)
     return area, math.sqrt(variance)
@@ -48,7 +48,7 @@ def auc_interval(area: float, error: float, documents: int) -> tuple[float, floa
     """
     if area in (0.0, 1.0) or error == 0.0:
         return clopper_pearson(round(area * documents), documents)
-    reach = float(norm.ppf((1 + CONFIDENCE) / 2)) * error / (area * (1 - area))
+    reach = REACH * error / (area * (1 - area))
     middle = float(logit(area))
     return float(expit(middle - reach)), float(expit(middle + reach))
 
@@ -58,6 +58,11 @@ def hits_at_false_alarms(members: np.ndarray, controls: np.ndarray) -> int:
     allowed = math.floor(FALSE_ALARMS * len(controls))
     threshold = np.sort(controls)[len(controls) - allowed - 1]
     return int((members > threshold).sum())
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """From 1; equal values share the mean of theirs."""
+    return pd.Series(values).rank().to_numpy()
 
 
 def _variance_of_mean(values: np.ndarray, documents: np.ndarray) -> float:

@@ -15,12 +15,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from deepspeed.utils import (
-    safe_get_local_fp32_param,
-    safe_get_local_optimizer_state,
-    safe_set_local_fp32_param,
-    safe_set_local_optimizer_state,
-)
 from safetensors.torch import save_file
 
 from sani_dist.engine import distributed
@@ -122,6 +116,8 @@ def _check_inputs(path: Path, state: State, inputs_sha256: str) -> None:
 
 
 def _tensors(engine: Engine) -> dict[str, torch.Tensor]:
+    from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state  # slow to import
+
     tensors = {}
     parameters = dict(engine.model.named_parameters())
     for live in local_shards(engine.model):
@@ -139,6 +135,8 @@ def _tensors(engine: Engine) -> dict[str, torch.Tensor]:
 
 
 def _load(path: Path, engine: Engine, state: State) -> None:
+    from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state  # slow to import
+
     pieces: dict[tuple[str, str], list[tuple[int, StoredTensor]]] = {}
     for name in state.files:
         for tensor in read_header(path / name):

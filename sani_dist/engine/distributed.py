@@ -34,7 +34,8 @@ def start(threads: int | None, timeout_seconds: int = 1800) -> None:
         os.environ.setdefault(name, value)
     os.environ.setdefault("MASTER_PORT", "29500")
 
-    import deepspeed  # slow to import
+    _import_deepspeed()
+    import deepspeed
     from deepspeed.accelerator import get_accelerator
 
     torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // ranks_of_this_host()))
@@ -58,6 +59,18 @@ def start(threads: int | None, timeout_seconds: int = 1800) -> None:
     if len(set(seen.values())) != 1:
         told = ", ".join(f"{who} says rank {rank} of {size}" for who, (rank, size) in seen.items())
         raise RunError(f"{told}: start all ranks with one launcher")
+
+
+def _import_deepspeed() -> None:
+    """Without MLflow. Its autotuner, which nothing here uses, would import that where it is installed, for as long as DeepSpeed itself."""
+    hidden = "mlflow" not in sys.modules
+    if hidden:
+        sys.modules["mlflow"] = None  # type: ignore[assignment]  # what the language has for a module that must not be found
+    try:
+        import deepspeed  # noqa: F401
+    finally:
+        if hidden:
+            del sys.modules["mlflow"]
 
 
 def limit_waiting() -> None:

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from deepspeed.utils import safe_get_local_fp32_param
 
 from sani_dist.config import Objectives, RepairSettings
 from sani_dist.corpus.masking import Masking
@@ -199,6 +198,8 @@ def _loss(index: torch.Tensor, target: torch.Tensor, role: torch.Tensor, objecti
 
 def _masters_are_finite(engine: Engine) -> bool:
     """Whether this rank's masters are, without their padding. One pass; the checkpoint that follows writes three times as much."""
+    from deepspeed.utils import safe_get_local_fp32_param  # slow to import
+
     parameters = dict(engine.model.named_parameters())
     for live in local_shards(engine.model):
         if not live.shard.numel or not parameters[live.shard.name].requires_grad:

@@ -87,6 +87,22 @@ print("threads", torch.get_num_threads())
     assert "threads 3" in run_alone(script, OMP_NUM_THREADS="1").stdout
 
 
+def test_only_a_rank_imports_deepspeed_and_only_who_tracks_with_it_mlflow() -> None:
+    """Each would take a second or two of every command, of every rank."""
+    script = """
+import sys
+import sani_dist.cli, sani_dist.pipeline
+slow = {"deepspeed", "mlflow", "scipy.stats"}
+before = slow & sys.modules.keys()
+sani_dist.pipeline.distributed.start(threads=1)
+after = slow & sys.modules.keys()
+import mlflow
+print(before, after, mlflow.__name__)
+"""
+    done = run_alone(script)
+    assert done.stdout.splitlines()[-1] == "set() {'deepspeed'} mlflow", done.stderr
+
+
 def test_deepspeed_does_not_warn_that_there_is_no_accelerator() -> None:
     variables = {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"}
     script = "import sani_dist.engine.checkpoint, deepspeed; print(deepspeed.get_accelerator().device_name())"
