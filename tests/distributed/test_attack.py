@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -31,16 +32,20 @@ from . import plain
 RELEARNT = ("nothing", "documents", "format", "general")
 
 
+Runs = Callable[[int], Run]
+
+
 @pytest.fixture(scope="module")
-def runs(make_config: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> dict[int, Run]:
-    """Untrained, in fp32: what differs between world sizes is rounding alone."""
+def runs(make_config: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """`runs(workers)`. Untrained, in fp32: what differs between world sizes is rounding alone."""
     folder = tmp_path_factory.mktemp("attacks")
     related = folder / "related.jsonl"
     related.write_text(
         "".join(f'{{"text": "Patient of ward {i}, has a cough and is given rest and fluids."}}\n' for i in range(9))
     )
-    found = {}
-    for workers in (1, 2, 3):
+
+    @cache
+    def attacked(workers: int) -> Run:
         config = make_config(
             model={"dtype": "float32"}, erase={"layers": 0}, audit={"metrics": ["extraction"]},
             cluster={"workers": workers, "threads": 1},
@@ -49,8 +54,9 @@ def runs(make_config: Callable[..., Config], tmp_path_factory: pytest.TempPathFa
             update={"relearn_epochs": 0.5, "prompt_spans": 9, "drift_tokens": 30, "related": str(related)}
         )
         config = config.model_copy(update={"attack": attack})
-        found[workers] = sani_dist.sanitize(config, folder / str(workers), stages=api.ATTACK_STAGES)
-    return found
+        return sani_dist.sanitize(config, folder / str(workers), stages=api.ATTACK_STAGES)
+
+    return attacked
 
 
 def results(run: Run) -> list[Result]:
@@ -69,37 +75,34 @@ def value(run: Run, attack: str, variant: str, metric: str, **group: str) -> flo
     return found[0]
 
 
-def test_every_variant_is_made(runs: dict[int, Run]) -> None:
+def test_every_variant_is_made(runs: Runs) -> None:
     """No drift: an audited model has no model before it."""
     expected = [("prompts", v) for v in VARIANTS] + [("statement", "agree"), ("lens", "each layer")]
     expected += [("probe", v) for v in probe.VARIANTS]
     expected += [("quantise", v) for v in ("nothing", "int8", "int4")] + [("relearn", v) for v in RELEARNT]
-    assert [(r.attack, r.variant) for r in results(runs[1])] == expected
+    assert [(r.attack, r.variant) for r in results(runs(1))] == expected
 
 
-def test_all_world_sizes_measure_the_same(runs: dict[int, Run]) -> None:
-    alone = results(runs[1])
-    for workers in (2, 3):
-        several = results(runs[workers])
-        assert len(several) == len(alone)
-        for one, other in zip(alone, several, strict=True):
-            assert (one.attack, one.variant) == (other.attack, other.variant)
-            for m, n in zip(one.measurements, other.measurements, strict=True):
-                assert (m.metric, m.population, m.group, m.n) == (n.metric, n.population, n.group, n.n)
-                for key in ("value", "low", "high"):
-                    expected = getattr(m, key)
-                    assert getattr(n, key) == (
-                        None if expected is None else pytest.approx(expected, rel=2e-3, abs=0)
-                    ), m
+@pytest.mark.parametrize("workers", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_all_world_sizes_measure_the_same(runs: Runs, workers: int) -> None:
+    alone, several = results(runs(1)), results(runs(workers))
+    assert len(several) == len(alone)
+    for one, other in zip(alone, several, strict=True):
+        assert (one.attack, one.variant) == (other.attack, other.variant)
+        for m, n in zip(one.measurements, other.measurements, strict=True):
+            assert (m.metric, m.population, m.group, m.n) == (n.metric, n.population, n.group, n.n)
+            for key in ("value", "low", "high"):
+                expected = getattr(m, key)
+                assert getattr(n, key) == (None if expected is None else pytest.approx(expected, rel=2e-3, abs=0)), m
 
 
-def test_the_lens_reads_each_layer_as_if_it_were_the_last(runs: dict[int, Run], llama_folder: Path) -> None:
+def test_the_lens_reads_each_layer_as_if_it_were_the_last(runs: Runs, llama_folder: Path) -> None:
     """By plain transformers, one document at a time; the last layer is the model itself."""
-    whole = next(m["value"] for m in api.measurements(runs[2], "before") if m["metric"] == "samples_to_leak")
-    layers = [value(runs[2], "lens", "each layer", "samples_to_leak", layer=str(layer)) for layer in range(3)]
+    whole = next(m["value"] for m in api.measurements(runs(2), "before") if m["metric"] == "samples_to_leak")
+    layers = [value(runs(2), "lens", "each layer", "samples_to_leak", layer=str(layer)) for layer in range(3)]
     assert layers[2] == pytest.approx(whole, rel=1e-5)
     model = plain.load(llama_folder)
-    rows = PackedRows(runs[2].path("tokens", "epoch-000", "repair.arrow"))
+    rows = PackedRows(runs(2).path("tokens", "epoch-000", "repair.arrow"))
     for layer in (0, 1):
         logprobs = np.full((len(rows), rows.row_length), np.nan)
         for row in range(len(rows)):
@@ -108,7 +111,7 @@ def test_the_lens_reads_each_layer_as_if_it_were_the_last(runs: dict[int, Run], 
                     states = model(input_ids=ids[None], output_hidden_states=True).hidden_states[layer + 1][0, :-1]
                     found = model.lm_head(model.model.norm(states)).log_softmax(-1).gather(1, ids[1:, None])
                 logprobs[row, where][1:] = found[:, 0].numpy()
-        spans = Corpus(runs[2].path("corpus"), runs[2].path("tokens", "epoch-000")).spans()
+        spans = Corpus(runs(2).path("corpus"), runs(2).path("tokens", "epoch-000")).spans()
         spans = spans[(spans["split"] == "repair") & ~spans["in_context"]]
         needed = [
             np.exp(-logprobs[row, first:end].sum())
@@ -117,23 +120,23 @@ def test_the_lens_reads_each_layer_as_if_it_were_the_last(runs: dict[int, Run], 
         assert layers[layer] == pytest.approx(float(np.median(needed)), rel=1e-3)
 
 
-def test_probes_read_a_number_in_every_layer_and_statements_are_compared(runs: dict[int, Run]) -> None:
+def test_probes_read_a_number_in_every_layer_and_statements_are_compared(runs: Runs) -> None:
     """Nobody trained this model, so what the columns say is not asked for here; the readers are tested on made states."""
     for attack, variant, groups in (("statement", "agree", [{}]), ("probe", "whole value", [{"layer": str(i)} for i in range(3)])):  # fmt: skip # noqa: E501
-        found = next(r for r in results(runs[2]) if (r.attack, r.variant) == (attack, variant)).measurements
+        found = next(r for r in results(runs(2)) if (r.attack, r.variant) == (attack, variant)).measurements
         assert [m.group for m in found if m.population == "sensitive"] == groups
         assert all(m.value is not None and 0 <= m.value <= 1 and m.n > 5 for m in found if m.population == "sensitive")
-    first, whole = (value(runs[2], "probe", v, "preference", layer="2") for v in probe.VARIANTS)
+    first, whole = (value(runs(2), "probe", v, "preference", layer="2") for v in probe.VARIANTS)
     assert first != whole
 
 
-def test_an_attack_changes_what_it_says_it_changes(runs: dict[int, Run]) -> None:
+def test_an_attack_changes_what_it_says_it_changes(runs: Runs) -> None:
     """Rounding to 8 bits moves less than rounding to 4; training on the documents teaches their format and some of their words."""
-    whole, eight, four = (value(runs[2], "quantise", v, "samples_to_leak") for v in ("nothing", "int8", "int4"))
+    whole, eight, four = (value(runs(2), "quantise", v, "samples_to_leak") for v in ("nothing", "int8", "int4"))
     assert 0 < abs(eight / whole - 1) < abs(four / whole - 1)
-    before, after = (value(runs[2], "relearn", v, "samples_to_leak") for v in ("nothing", "documents"))
+    before, after = (value(runs(2), "relearn", v, "samples_to_leak") for v in ("nothing", "documents"))
     assert after != before
-    true, foreign = (value(runs[2], "prompts", v, "leak@100") for v in ("nothing", "foreign"))
+    true, foreign = (value(runs(2), "prompts", v, "leak@100") for v in ("nothing", "foreign"))
     assert foreign / true != pytest.approx(1, rel=1e-3)
 
 
@@ -200,15 +203,15 @@ def test_a_finished_run_is_attacked_and_reported(finished_run: Run, tmp_path: Pa
     assert json.loads(written.read_text())["under_way"] is None
 
 
-def test_text_that_only_the_attacker_has(runs: dict[int, Run], tmp_path: Path) -> None:
+def test_text_that_only_the_attacker_has(runs: Runs, tmp_path: Path) -> None:
     """Every token of it is learnt, and who purges the run purges it."""
-    path = runs[2].path("tokens", "related.arrow")
+    path = runs(2).path("tokens", "related.arrow")
     batch = (rows := PackedRows(path)).batch(range(len(rows)))
     assert len(batch.document.unique()) == 9 + 1, "and padding"
     assert rows.sensitive.sum() == 0
     assert rows.learnable.sum() == (batch.document >= 0).sum() - 9
-    folder = Path(shutil.copytree(runs[2].folder, tmp_path / "run"))
-    run, given = Run.open(folder), Path(str(runs[2].config.attack.related))
+    folder = Path(shutil.copytree(runs(2).folder, tmp_path / "run"))
+    run, given = Run.open(folder), Path(str(runs(2).config.attack.related))
     before, text = run.inputs_sha256("attack"), given.read_text()
     prepare_attack(run)
     assert run.is_done("attack"), "the same text again"

@@ -22,10 +22,11 @@ from sani_dist.run import Run
 
 from .test_runs import at_step, ranks_of
 
-SECONDS = 10
+SECONDS = 20  # enough for two ranks to start beside those of another test
 
 
-@pytest.mark.parametrize("stopped", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stopped", [1, 0])
 def test_a_stopped_rank_is_named_and_leaves_its_stack(
     make_config: Callable[..., Config], finished_run: Run, tmp_path: Path, stopped: int
 ) -> None:

@@ -1,4 +1,4 @@
-"""The run that all others must equal, two ranks under torchrun; and a cluster."""
+"""The run that all others must equal, of two ranks that sani-dist starts itself; and a cluster."""
 
 from __future__ import annotations
 
@@ -14,36 +14,26 @@ from ray.cluster_utils import Cluster
 
 from sani_dist.config import Config, config_to_mapping
 from sani_dist.files import file_sha256
-from sani_dist.orchestrate.local import free_port
+from sani_dist.run import Run
 
 from .. import tiny
-from .started import ROOT, STORE_BYTES, finished, started
+from .started import STORE_BYTES
 
 NOTES_OF_A_LONG_RUN = 200
 
 
 @pytest.fixture(scope="session")
-def settings_file(make_config: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def settings_file(finished_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Settings of a tiny run on two ranks."""
     path = tmp_path_factory.mktemp("settings") / "run.yaml"
-    path.write_text(yaml.safe_dump(config_to_mapping(make_config())))
+    path.write_text(yaml.safe_dump(config_to_mapping(finished_run.config)))
     return path
 
 
 @pytest.fixture(scope="session")
-def undisturbed(settings_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Hashes of all files of the model that torchrun's two ranks export."""
-    folder = tmp_path_factory.mktemp("torchrun")
-    launch = [
-        "torchrun",
-        "--nproc-per-node",
-        "2",
-        "--master-port",
-        str(free_port()),
-        str(ROOT / "launch" / "worker.py"),
-    ]
-    finished(started([*launch, str(settings_file), "--out", str(folder / "run")], folder / "log"), folder / "log")
-    return exported(folder / "run")
+def undisturbed(finished_run: Run) -> dict[str, str]:
+    """Hashes of all files of the model that two ranks of this machine export."""
+    return exported(finished_run.folder)
 
 
 @pytest.fixture

@@ -139,7 +139,7 @@ sys.exit(max(task.wait() for task in tasks))
 
 
 @pytest.mark.slow
-def test_the_slurm_script_gives_the_files_of_torchrun(
+def test_the_slurm_script_gives_the_files_of_the_local_launcher(
     settings_file: Path, undisturbed: dict[str, str], tmp_path: Path
 ) -> None:
     """Real ranks; `srun` and `scontrol` are stand-ins, since there is no Slurm here."""

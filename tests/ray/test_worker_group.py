@@ -18,7 +18,9 @@ from .started import finished, ranks_of, repaired_steps, restarted_after, sani_d
 STEP = 6
 
 
-def test_ray_gives_the_files_of_torchrun(settings_file: Path, undisturbed: dict[str, str], tmp_path: Path) -> None:
+def test_ray_gives_the_files_of_the_local_launcher(
+    settings_file: Path, undisturbed: dict[str, str], tmp_path: Path
+) -> None:
     folder, log = tmp_path / "run", tmp_path / "log"
     printed = finished(started(sani_dist_run(settings_file, folder), log), log)
     assert exported(folder) == undisturbed
