@@ -85,6 +85,27 @@ def test_no_adapter(refused: Callable[..., None], adapter: Callable[..., Path], 
 
 
 @pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("r", "5"), ("lora_alpha", None), ("lora_dropout", "none"), ("target_modules", 3), ("exclude_modules", 3),
+        ("layers_to_transform", "all"), ("layers_pattern", 5), ("rank_pattern", 3), ("alpha_pattern", [1]),
+    ],
+)  # fmt: skip
+def test_settings_of_another_type(refused: Callable[..., None], adapter: Callable[..., Path], name: str, value: Any) -> None:  # fmt: skip
+    folder = adapter()
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**settings, name: value}))
+    refused("model.adapter: .*adapter_config.json is not that of an adapter; save it again", folder)
+
+
+def test_a_pattern_that_is_none(refused: Callable[..., None], adapter: Callable[..., Path]) -> None:
+    folder = adapter()
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**settings, "rank_pattern": {"(": 2}}))
+    refused("model.adapter: .* changes modules that model.path does not have", folder)
+
+
+@pytest.mark.parametrize(
     ("options", "named"),
     [
         ({"use_dora": True}, "use_dora"),

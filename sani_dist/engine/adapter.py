@@ -16,9 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
 from torch import nn, promote_types
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
+from typing_extensions import TypedDict  # pydantic takes that of typing from Python 3.12 on
 
 from sani_dist.engine.export import TOKENIZER, Form
 from sani_dist.engine.layout import Layout, Piece
@@ -30,11 +32,23 @@ from sani_dist.files import file_sha256
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX, NAME = "base_model.model.", "default"  # of peft's names: in the file, of the adapter in the model
 
-# Settings of plain LoRA. Any other has to be as peft has it when nobody sets it.
-STRUCTURE = (
-    "r", "lora_alpha", "lora_dropout", "use_rslora", "fan_in_fan_out", "target_modules", "exclude_modules", "layers_to_transform",
-    "layers_pattern", "rank_pattern", "alpha_pattern",
-)  # fmt: skip
+
+class Structure(TypedDict, total=False):
+    """Settings of plain LoRA. Any other has to be as peft has it when nobody sets it."""
+
+    r: int
+    lora_alpha: float
+    lora_dropout: float
+    use_rslora: bool
+    fan_in_fan_out: bool
+    target_modules: str | list[str] | None
+    exclude_modules: str | list[str] | None
+    layers_to_transform: int | list[int] | None
+    layers_pattern: str | list[str] | None
+    rank_pattern: dict[str, int]
+    alpha_pattern: dict[str, float]
+
+
 DESCRIPTION = (
     "peft_type", "peft_version", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode",
     "init_lora_weights", "eva_config",
@@ -93,7 +107,7 @@ class Adapter:
             # The values that an initialiser would draw are in the file.
             settings = LoraConfig(init_lora_weights=False, **self._structure)
             inject_adapter_in_model(settings, model, NAME, low_cpu_mem_usage=True)
-        except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
+        except (ValueError, re.error) as error:
             raise InputError(
                 f"model.adapter: {self.folder} changes modules that model.path does not have, or that are no projections; expected an "
                 "adapter of that model"
@@ -169,18 +183,24 @@ def _read_settings(folder: Path) -> dict[str, Any]:
         from peft import LoraConfig
     except ImportError as error:
         raise InputError("model.adapter: peft is missing; pip install -c constraints.txt -e '.[lora]'") from error
+    damaged = f"model.adapter: {folder / SETTINGS} is not that of an adapter; save it again"
     try:
         document = dict(json.loads((folder / SETTINGS).read_text()))
     except (ValueError, TypeError) as error:
-        raise InputError(f"model.adapter: {folder / SETTINGS} is not that of an adapter; save it again") from error
+        raise InputError(damaged) from error
     if document.get("peft_type") != "LORA":
         raise InputError(f"model.adapter: {folder} is of another kind than LoRA; {MERGE}")
+    structure = {name: document[name] for name in Structure.__annotations__ if name in document}
+    try:
+        TypeAdapter(Structure).validate_python(structure, strict=True)
+    except ValidationError as error:
+        raise InputError(damaged) from error
     usual = LoraConfig().to_dict()
     more = [
-        n for n, value in document.items() if n not in (*STRUCTURE, *DESCRIPTION) and value and value != usual.get(n)
+        n for n, value in document.items() if n not in (*structure, *DESCRIPTION) and value and value != usual.get(n)
     ]
     if document.get("init_lora_weights", True) not in BEGINNINGS:
         more.append("init_lora_weights")
     if more:
         raise InputError(f"model.adapter: {folder} is more than plain LoRA ({', '.join(sorted(more))}); {MERGE}")
-    return {name: document[name] for name in STRUCTURE if name in document}
+    return structure
