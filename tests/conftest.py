@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from transformers import PreTrainedTokenizerFast
 
 import sani_dist
-from sani_dist.config import Config, config_from_mapping
+from sani_dist.config import Config, config_from_mapping, config_to_mapping
 from sani_dist.demo.model import write_base_model
 from sani_dist.run import Run
 
@@ -82,6 +83,14 @@ def make_config(llama_folder: Path, corpus: dict[str, str], threshold_0: Path) -
 def finished_run(make_config: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A whole run on two ranks, in bf16: audit, attribution, erase, repair, audit, export."""
     return sani_dist.sanitize(make_config(), tmp_path_factory.mktemp("runs") / "finished")
+
+
+@pytest.fixture
+def settings_file(make_config: Callable[..., Config], tmp_path: Path) -> Path:
+    """The settings of `finished_run`, for a command."""
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(config_to_mapping(make_config())))
+    return path
 
 
 @pytest.fixture

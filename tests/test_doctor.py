@@ -15,14 +15,7 @@ import yaml
 from rich.console import Console
 
 from sani_dist import doctor
-from sani_dist.config import Config, config_to_mapping
-
-
-@pytest.fixture
-def settings_file(make_config: Callable[..., Config], tmp_path: Path) -> Path:
-    path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump(config_to_mapping(make_config())))
-    return path
+from sani_dist.config import Config
 
 
 def sani_dist(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -13,9 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-import yaml
 
-from sani_dist.config import config_to_mapping
 from sani_dist.files import file_sha256
 from sani_dist.metrics import read_stage
 from sani_dist.orchestrate import worker
@@ -34,14 +32,6 @@ LAUNCHERS = {
         "accelerate", "launch", "--config_file", str(ROOT / "launch" / "accelerate_zero3.yaml"), "--main_process_port",
     ],
 }  # fmt: skip
-
-
-@pytest.fixture
-def settings_file(finished_run: Run, tmp_path: Path) -> Path:
-    """The settings of the run that two ranks of this machine have finished."""
-    path = tmp_path / "run.yaml"
-    path.write_text(yaml.safe_dump(config_to_mapping(finished_run.config)))
-    return path
 
 
 def command(launcher: str, settings: Path, out: Path) -> list[str]:

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -237,51 +236,67 @@ def test_a_list_of_terms_and_general_text_are_enough(
 # Stopping and going on
 
 
-@pytest.mark.parametrize("then_terminated", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_killed_and_terminated_runs_end_with_the_same_weights(
-    finished_run: Run, make_config: Callable[..., Config], tmp_path: Path, then_terminated: bool
-) -> None:
-    """kill -9 of a rank at a random step; then, after resuming, SIGTERM to the launcher; then resumed to the end."""
-    draw = random.Random(20250731)
+DRAW = random.Random(20250731)
+KILLED_AT, TERMINATED_AT, VICTIM = DRAW.randint(5, 9), DRAW.randint(13, 17), DRAW.randint(0, 1)
+
+
+@pytest.fixture
+def killed_run(make_config: Callable[..., Config], tmp_path: Path) -> Run:
+    """kill -9 of a rank at a random step of repair."""
     folder = tmp_path / "run"
-    first, second = draw.randint(5, 9), draw.randint(13, 17) if then_terminated else STEPS + 1
-    victim = draw.randint(0, 1)
 
     def kill() -> None:
-        ranks_of(folder)[victim].kill()
+        ranks_of(folder)[VICTIM].kill()
 
     with pytest.raises(RunError, match=r"rank \d was killed by signal 9.*resume"):
-        sani_dist.sanitize(make_config(), folder, on_event=at_step(first, kill))
+        sani_dist.sanitize(make_config(), folder, on_event=at_step(KILLED_AT, kill))
     assert ranks_of(folder) == []
     run = Run.open(folder)
     assert run.pending() == ["repair", "audit-after", "export", "report"]
     assert json.loads(run.path("run.json").read_text())["status"] == "failed"
+    return run
 
+
+def assert_went_on_from_a_checkpoint(run: Run, steps: list[int]) -> None:
+    """steps: of repair that were reported after it was killed."""
+    assert steps[0] <= KILLED_AT + 4  # at most `checkpoint_every` steps back
+    assert steps[0] > 1  # and not from the start
+    newest = sorted(run.path("repair", "checkpoints").iterdir())[-1]
+    assert newest.name == f"step-{steps[-1]:06d}"
+
+
+def assert_ended_as(finished_run: Run, run: Run) -> None:
+    assert model_hash(run) == model_hash(finished_run)
+    for when in ("before", "after"):
+        assert sani_dist.api.measurements(run, when) == sani_dist.api.measurements(finished_run, when)
+
+
+def test_a_killed_run_ends_with_the_same_weights(finished_run: Run, killed_run: Run) -> None:
     steps: list[int] = []
-    terminate = at_step(second, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    run = sani_dist.resume(
+        killed_run.folder, on_event=lambda e: steps.append(e["done"]) if e["stage"] == "repair" else None
+    )
+    assert run.pending() == []
+    assert_went_on_from_a_checkpoint(run, steps)
+    assert_ended_as(finished_run, run)
+
+
+@pytest.mark.slow
+def test_a_killed_and_terminated_run_ends_with_the_same_weights(finished_run: Run, killed_run: Run) -> None:
+    """SIGTERM to the launcher while it goes on; then resumed to the end."""
+    steps: list[int] = []
+    terminate = at_step(TERMINATED_AT, lambda: os.kill(os.getpid(), signal.SIGTERM))
 
     def on_event(event: dict[str, Any]) -> None:
         steps.append(event["done"]) if event["stage"] == "repair" else None
         terminate(event)
 
-    with (
-        pytest.raises(RunError, match=r"stopped by a signal after a checkpoint.*resume")
-        if then_terminated
-        else nullcontext()
-    ):
-        sani_dist.resume(folder, on_event=on_event)
-    assert steps[0] <= first + 4  # from a checkpoint, at most `checkpoint_every` steps back
-    assert steps[0] > 1  # and not from the start
-    newest = sorted(run.path("repair", "checkpoints").iterdir())[-1]
-    assert newest.name == f"step-{steps[-1]:06d}"
-    if then_terminated:
-        assert steps[-1] < STEPS
-        sani_dist.resume(folder)
-
-    assert run.pending() == []
-    assert model_hash(run) == model_hash(finished_run)
-    for when in ("before", "after"):
-        assert sani_dist.api.measurements(run, when) == sani_dist.api.measurements(finished_run, when)
+    with pytest.raises(RunError, match=r"stopped by a signal after a checkpoint.*resume"):
+        sani_dist.resume(killed_run.folder, on_event=on_event)
+    assert steps[-1] < STEPS
+    assert_went_on_from_a_checkpoint(killed_run, steps)
+    assert sani_dist.resume(killed_run.folder).pending() == []
+    assert_ended_as(finished_run, killed_run)
 
 
 @pytest.mark.slow

@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 from ray.cluster_utils import Cluster
 
-from sani_dist.config import Config, config_to_mapping
+from sani_dist.config import Config
 from sani_dist.files import file_sha256
 from sani_dist.run import Run
 
@@ -20,14 +19,6 @@ from .. import tiny
 from .started import STORE_BYTES
 
 NOTES_OF_A_LONG_RUN = 200
-
-
-@pytest.fixture(scope="session")
-def settings_file(finished_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Settings of a tiny run on two ranks."""
-    path = tmp_path_factory.mktemp("settings") / "run.yaml"
-    path.write_text(yaml.safe_dump(config_to_mapping(finished_run.config)))
-    return path
 
 
 @pytest.fixture(scope="session")
