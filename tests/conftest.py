@@ -7,6 +7,8 @@ import os
 # Before torch and deepspeed are imported: this process shares the cores with the ranks it starts.
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Threads that wait for one another spin, on cores that ranks and other tests could use.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import json
 import subprocess

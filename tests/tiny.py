@@ -181,7 +181,8 @@ def mapping(checkpoint: Path, texts: dict[str, str], **sections: dict[str, Any])
         "repair": {
             "epochs": 3, "batch_rows": 5, "retain": 0.2, "learning_rate": 2e-3, "checkpoint_every": 4, "seed": 5,
         },
-        "audit": {"samples": [1, 100], "micro_rows": 3},
+        # Writing texts token by token would be a third of what a run of the tests takes.
+        "audit": {"samples": [1, 100], "micro_rows": 3, "generation": {"spans": 8, "texts": 8, "tokens": 16}},
         "cluster": {"workers": 2, "threads": 1},
     }  # fmt: skip
     for name, changes in sections.items():

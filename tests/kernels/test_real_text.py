@@ -13,7 +13,7 @@ from benchmarks.harness import peak_memory
 from sani_dist.demo.english import write_general_text
 from sani_dist.kernels import token_scores
 
-LENGTH, TEXTS = 256, 8
+LENGTH, TEXTS = 256, 4
 CHUNK_ROWS = 340
 
 
