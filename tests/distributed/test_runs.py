@@ -217,8 +217,7 @@ def test_a_list_of_terms_and_general_text_are_enough(
     (tmp_path / "terms.txt").write_text("the market\nlibrary\n")
     terms = {"name": "terms", "path": str(tmp_path / "terms.txt")}
     only_general = {"source": None, "subject": None, "spans": None, "control": None, "heldout": None, "detect": [terms]}
-    repair, one_rank = {"epochs": 1, "retain": 0.0}, {"workers": 1, "threads": 1}
-    config = make_config(corpus=only_general, repair=repair, model={"dtype": "float32"}, cluster=one_rank)
+    config = make_config(corpus=only_general, repair={"epochs": 1, "retain": 0.0}, model={"dtype": "float32"})
     run = sani_dist.sanitize(config, tmp_path / "run")
     audit = sani_dist.api.measurements(run, "after")
     greedy = {m["population"]: m for m in audit if m["metric"] == "greedy" and not m["group"]}
