@@ -2,12 +2,14 @@
 
 A rank whose collective fails leaves a mark, `logs/rank-N.error`, as it does whenever it fails. Gloo tells all that wait as soon as one of
 them has waited `cluster.timeout_seconds`, so after a moment the rank without a mark is the one that did not come. If it is a process of
-this host, it is made to write the stacks of its threads (faulthandler, on SIGUSR1), and to go on first where it had been stopped.
+this host, its main thread is made to write its stack (faulthandler, on SIGUSR1), and to go on first where it had been stopped. Not the
+stacks of all threads: those that run meanwhile change what would be read of them, and that ends the process (SIGSEGV).
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import faulthandler
 import json
 import os
@@ -26,8 +28,8 @@ STACK_SECONDS = 1.0
 
 
 def answer(folder: Path, rank: int) -> None:
-    """From now on SIGUSR1 makes this process write its stacks to standard error; the other ranks learn how to find it."""
-    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    """From now on SIGUSR1 makes this process write its stack to standard error; the other ranks learn how to find it."""
+    faulthandler.register(signal.SIGUSR1, all_threads=False)
     process = psutil.Process()
     known = {"host": socket.gethostname(), "pid": process.pid, "created": process.create_time()}
     with contextlib.suppress(OSError):  # a full disk will say so elsewhere
@@ -93,10 +95,19 @@ def _ask_for_stack(folder: Path, rank: int) -> bool:
     with contextlib.suppress(psutil.Error, OSError):
         process = psutil.Process(known["pid"])
         if process.create_time() == known["created"]:  # and no later process of this number
-            os.kill(process.pid, signal.SIGUSR1)
+            _signal_main_thread(process.pid, signal.SIGUSR1)
             os.kill(process.pid, signal.SIGCONT)
             return True
     return False
+
+
+def _signal_main_thread(pid: int, number: signal.Signals) -> None:
+    """A signal to a process that is stopped goes to whichever of its threads wakes first, and most of them have no Python stack."""
+    tgkill = getattr(ctypes.CDLL(None, use_errno=True), "tgkill", None)
+    if tgkill is None:  # glibc before 2.30 has no name for it
+        os.kill(pid, number)
+    elif tgkill(pid, pid, int(number)) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def _known(folder: Path, rank: int) -> dict[str, Any] | None:

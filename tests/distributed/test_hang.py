@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -95,6 +96,42 @@ def test_a_rank_of_another_host_is_named_with_it(folder: Path) -> None:
     line = watchdog.explain(folder, 0, 2, 4, LATE)
     assert line is not None
     assert line.startswith("rank 1 on node-1 did not come to a collective within 4 s")
+
+
+def wait_until(reached: Callable[[], bool], seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_a_stopped_process_writes_the_stack_of_its_main_thread(tmp_path: Path) -> None:
+    """And goes on. Which of its threads is the first to wake is chance, so several times."""
+    (tmp_path / "logs").mkdir()
+    script = f"""
+import pathlib, threading, time
+from sani_dist.orchestrate import watchdog
+
+def collective():
+    time.sleep(0.001)
+
+for _ in range(4):
+    threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+watchdog.answer(pathlib.Path({str(tmp_path)!r}), 1)
+while True:
+    collective()
+"""
+    log = tmp_path / "log"
+    with log.open("w") as file, subprocess.Popen([sys.executable, "-c", script], stderr=file) as process:
+        try:
+            wait_until(lambda: watchdog._known(tmp_path, 1) is not None)
+            for asked in range(1, 6):
+                process.send_signal(signal.SIGSTOP)
+                assert watchdog._ask_for_stack(tmp_path, 1)
+                wait_until(lambda asked=asked: log.read_text().count("in <module>") == asked)
+            assert process.poll() is None
+        finally:
+            process.kill()
 
 
 def test_a_rank_that_was_not_started_is_one_line() -> None:
