@@ -67,7 +67,7 @@ SETTINGS = (
     Setting("preset balanced", BALANCED["erase"], BALANCED["repair"]),
     Setting("preset strong", STRONG["erase"], STRONG["repair"]),
     Setting("preset strong, nothing erased", NOTHING, STRONG["repair"]),
-    Setting("preset strong, until the control", STRONG["erase"], {**STRONG["repair"], "until_control": True}),
+    Setting("preset strong, until the control", STRONG["erase"], {**STRONG["repair"], "epochs": 6, "until_control": True}),
 )  # fmt: skip
 
 ROWS = (MEMORISED, *(setting.name for setting in SETTINGS), GOLD)
