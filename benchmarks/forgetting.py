@@ -51,6 +51,8 @@ SURROGATES = {"objectives": {"surrogate": "en_US"}}
 THIRD = {"retain": 1 / 3}
 FEW = {**ATTRIBUTED, "fraction": 0.05}
 FOUR_EPOCHS = {**UNLIKELIHOOD, "retain": 0.5, "epochs": 4}
+UNTIL_CONTROL = {"epochs": 6, "until_control": True}
+PUSH_AND_SURROGATES = {"objectives": {**STRONG["repair"]["objectives"], **SURROGATES["objectives"]}}
 SETTINGS = (
     Setting("repair alone", NOTHING),
     Setting("the publication", PRESETS["paper"]["erase"]),
@@ -67,7 +69,8 @@ SETTINGS = (
     Setting("preset balanced", BALANCED["erase"], BALANCED["repair"]),
     Setting("preset strong", STRONG["erase"], STRONG["repair"]),
     Setting("preset strong, nothing erased", NOTHING, STRONG["repair"]),
-    Setting("preset strong, until the control", STRONG["erase"], {**STRONG["repair"], "epochs": 6, "until_control": True}),
+    Setting("preset strong, until the control", STRONG["erase"], {**STRONG["repair"], **UNTIL_CONTROL}),
+    Setting("preset strong, surrogates, until the control", STRONG["erase"], {**STRONG["repair"], **UNTIL_CONTROL, **PUSH_AND_SURROGATES}),
 )  # fmt: skip
 
 ROWS = (MEMORISED, *(setting.name for setting in SETTINGS), GOLD)
