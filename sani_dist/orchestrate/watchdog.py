@@ -3,7 +3,7 @@
 A rank whose collective fails leaves a mark, `logs/rank-N.error`, as it does whenever it fails. Gloo tells all that wait as soon as one of
 them has waited `cluster.timeout_seconds`, so after a moment the rank without a mark is the one that did not come. If it is a process of
 this host, its main thread is made to write its stack (faulthandler, on SIGUSR1), and to go on first where it had been stopped. Not the
-stacks of all threads: those that run meanwhile change what would be read of them, and that ends the process (SIGSEGV).
+stacks of all threads: those that run meanwhile change what would be read of them, and that can end the process (SIGSEGV).
 """
 
 from __future__ import annotations
