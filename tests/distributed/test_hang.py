@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from sani_dist.orchestrate import watchdog
 from sani_dist.orchestrate.local import environment, free_port
 from sani_dist.run import Run
 
+from ..waiting import wait_until
 from .test_runs import at_step, ranks_of
 
 SECONDS = 20  # enough for two ranks to start beside those of another test
@@ -98,13 +98,6 @@ def test_a_rank_of_another_host_is_named_with_it(folder: Path) -> None:
     assert line.startswith("rank 1 on node-1 did not come to a collective within 4 s")
 
 
-def wait_until(reached: Callable[[], bool], seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
-    while not reached():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def test_a_stopped_process_writes_the_stack_of_its_main_thread(tmp_path: Path) -> None:
     """And goes on. Which of its threads is the first to wake is chance, so several times."""
     (tmp_path / "logs").mkdir()
@@ -124,11 +117,11 @@ while True:
     log = tmp_path / "log"
     with log.open("w") as file, subprocess.Popen([sys.executable, "-c", script], stderr=file) as process:
         try:
-            wait_until(lambda: watchdog._known(tmp_path, 1) is not None)
+            wait_until(lambda: watchdog._known(tmp_path, 1) is not None, process, log, seconds=10)
             for asked in range(1, 6):
                 process.send_signal(signal.SIGSTOP)
                 assert watchdog._ask_for_stack(tmp_path, 1)
-                wait_until(lambda asked=asked: log.read_text().count("in <module>") == asked)
+                wait_until(lambda asked=asked: log.read_text().count("in <module>") == asked, process, log, seconds=10)
             assert process.poll() is None
         finally:
             process.kill()

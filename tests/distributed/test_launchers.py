@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -19,6 +18,8 @@ from sani_dist.metrics import read_stage
 from sani_dist.orchestrate import worker
 from sani_dist.orchestrate.local import free_port
 from sani_dist.run import Run
+
+from ..waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 WORKER = str(ROOT / "launch" / "worker.py")
@@ -57,11 +58,7 @@ def steps(folder: Path) -> list[int]:
 
 
 def wait_for_step(step: int, folder: Path, process: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + SECONDS
-    while step > max(steps(folder), default=0):
-        assert process.poll() is None, log.read_text()[-3000:]
-        assert time.monotonic() < end, log.read_text()[-3000:]
-        time.sleep(0.01)
+    wait_until(lambda: step <= max(steps(folder), default=0), process, log, SECONDS)
 
 
 def ranks_of(folder: Path) -> list[psutil.Process]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,8 @@ import psutil
 from ray.cluster_utils import Cluster
 
 from sani_dist.metrics import read_stage
+
+from .. import waiting
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -61,11 +62,7 @@ def restarted_after(folder: Path) -> list[int]:
 
 
 def wait_until(reached: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + SECONDS
-    while not reached():
-        assert process.poll() is None, log.read_text()[-3000:]
-        assert time.monotonic() < end, log.read_text()[-3000:]
-        time.sleep(0.01)
+    waiting.wait_until(reached, process, log, SECONDS)
 
 
 def ranks_of(folder: Path) -> list[psutil.Process]:
