@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
 from threading import Event
+from types import FrameType
 from typing import Any
 
 import pandas as pd
@@ -59,7 +60,7 @@ from sani_dist.engine.zero3 import (
 )
 from sani_dist.erase import Plan, apply, contests, select, share
 from sani_dist.erase.structure import Units, last_units
-from sani_dist.errors import InputError
+from sani_dist.errors import InputError, RunError
 from sani_dist.files import file_sha256
 from sani_dist.metrics import Metrics
 from sani_dist.repair import Predictions, Progress, places_of, predictions, states_below, train
@@ -233,23 +234,39 @@ def torch_dtype(config: Config) -> torch.dtype:
 # What one rank does
 
 
-def work(run: Run, checkpoint_asked: Event) -> bool:
-    """All stages after `prepare` that are not done yet, on this rank of the process group. False: a signal stopped the run early.
+def work(run: Run, checkpoint_asked: Event) -> None:
+    """All stages after `prepare` that are not done yet, on this rank of the process group.
 
     checkpoint_asked: set, on any rank, it makes repair write a checkpoint after its step, and go on.
+
+    Raises RunError when SIGTERM or SIGINT ended it: in repair all ranks write a checkpoint first, any other stage ends at once.
     """
+    try:
+        _work(run, checkpoint_asked)
+    except KeyboardInterrupt:
+        raise RunError(f"stopped by a signal: `sani-dist resume {run.folder}` begins the stage again") from None
+    finally:
+        _on_stop_signals(signal.SIG_IGN)  # whoever started this rank sends what it got itself: twice for one Ctrl-C
+
+
+def _work(run: Run, checkpoint_asked: Event) -> None:
     distributed.start(run.config.cluster.threads, run.config.cluster.timeout_seconds)
     try:
         worker = _Worker(run, checkpoint_asked)
+        _on_stop_signals(worker.stop)
         try:
-            finished = worker.work()
+            worker.work()
         finally:
             worker.curves.close()
-        if finished and worker.first and run.pending() == ["report"]:
+        if worker.first and run.pending() == ["report"]:
             write_report(run)
-        return finished
     finally:
         distributed.stop()
+
+
+def _on_stop_signals(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
+    for signum in (signal.SIGTERM, signal.SIGINT):  # Ctrl-C reaches every process of the terminal
+        signal.signal(signum, handler)
 
 
 class _Worker:
@@ -264,27 +281,27 @@ class _Worker:
         self.adapter = _adapter(run.config.model)
         self.corpus = Corpus(run.path("corpus"), run.path("tokens", "epoch-000"))
         self.source = json.loads(run.path("source.json").read_text())
-        self.stopping = False
-        for signum in (signal.SIGTERM, signal.SIGINT):  # Ctrl-C reaches every process of the terminal
-            signal.signal(signum, self._ask_to_stop)
+        self.stopping = self.in_steps = False
 
-    def work(self) -> bool:
-        """False when a signal stopped it: on all ranks or on none."""
+    def work(self) -> None:
         pending = [stage for stage in self._agreed_pending() if stage != "report"]
-        if not pending:
-            return True
-        if pending != ["attack"] and not self._sanitize(pending):
-            return False
+        if pending and pending != ["attack"]:
+            self._sanitize(pending)
         if "attack" in pending:
             self._attack()
-        return True
 
-    def _sanitize(self, pending: list[str]) -> bool:
-        """The stages that are about one engine, from loading to export. False when a signal stopped it."""
+    def stop(self, signum: int, frame: FrameType | None) -> None:
+        """Handler of a signal: steps of repair end with a checkpoint, nothing else has anything to keep."""
+        self.stopping = True
+        if not self.in_steps:
+            raise KeyboardInterrupt
+
+    def _sanitize(self, pending: list[str]) -> None:
+        """The stages that are about one engine, from loading to export."""
         trains = "repair" in self.run.stages and self.config.repair.epochs > 0
         if set(pending) <= {"export", "attack"} and not trains:
             self._export_erased()
-            return True
+            return
         self.metrics.progress("load", 0, 1, "model")
         self.engine = self._load(self.config.model.source)
         self.metrics.progress("load", 1, 1, "model")
@@ -299,8 +316,8 @@ class _Worker:
             )  # fmt: skip
         if set(pending) & {"repair", "audit-after", "export"}:
             self._apply(self.engine.model, local_shards(self.engine.model))
-        if trains and set(pending) & {"repair", "audit-after", "export"} and not self._repair("repair" in pending):
-            return False
+        if trains and set(pending) & {"repair", "audit-after", "export"}:
+            self._repair("repair" in pending)
         if "repair" in pending and not trains:
             self._done("repair", [])
         if "audit-after" in pending:
@@ -311,7 +328,6 @@ class _Worker:
             else:
                 self._export_erased()
         self.engine.close()
-        return True
 
     def _load(self, folder: Path) -> Engine:
         """`folder`: of a model, or of the adapter before or after the run."""
@@ -445,8 +461,8 @@ class _Worker:
 
     # Repair
 
-    def _repair(self, pending: bool) -> bool:
-        """Train, or load what was trained. False when a signal stopped it before its end."""
+    def _repair(self, pending: bool) -> None:
+        """Train, or load what was trained."""
         settings, folder = self.config.repair, self.run.path("repair", "checkpoints")
         inputs, trunk = self.run.inputs_sha256("repair"), self.run.path("repair", "trunk")
         if settings.trainable != "all":
@@ -456,7 +472,7 @@ class _Worker:
         if not pending:
             self.engine.for_training(settings)
             load_newest(folder, self.engine, inputs)
-            return True
+            return
         texts, retain = self._texts
         states, taught = None, None
         if settings.trainable != "all":
@@ -488,6 +504,7 @@ class _Worker:
             return step == schedule.steps or any(s["step"] == step and s["ends"] for s in standings)
 
         if not ended(state.step):
+            self.in_steps = True
             state = train(
                 self.engine, texts, retain, settings, state,
                 states=states,
@@ -498,15 +515,19 @@ class _Worker:
                 save=lambda reached: save(folder, self.engine, reached),
                 report=self._report_step,
             )  # fmt: skip
-        # Not `self.stopping`: a signal reaches the ranks at different moments, and the state is the same on all.
-        if not ended(state.step):
-            return False
+            # Not `self.stopping`: a signal reaches the ranks at different moments, and the state is the same on all.
+            if not ended(state.step):
+                raise RunError(
+                    f"stopped by a signal after a checkpoint: `sani-dist resume {self.run.folder}` goes on from there"
+                )
+            self.in_steps = False
+            if self.stopping:  # after the vote on whether to stop at the last step
+                raise KeyboardInterrupt
         if self.first:
             for kept in (trunk, self.run.path("repair", "teacher")):
                 shutil.rmtree(kept, ignore_errors=True)
         outputs = [folder / f"step-{state.step:06d}" / "state.json", *([path] if settings.until_control else [])]
         self._done("repair", outputs)
-        return True
 
     @cached_property
     def _texts(self) -> tuple[list[PackedRows], PackedRows | None]:
@@ -560,9 +581,6 @@ class _Worker:
         numbers = {k: v for k, v in asdict(progress).items() if k not in ("step", "steps")}
         self.metrics.write(stage="repair", done=progress.step, total=progress.steps, unit="steps", **numbers)
         self.curves.add(progress.step, {f"repair/{name}": value for name, value in numbers.items()})
-
-    def _ask_to_stop(self, signum: int, frame: object) -> None:
-        self.stopping = True
 
     def _checkpoint_is_asked(self) -> bool:
         asked = self.checkpoint_asked.is_set()

@@ -24,7 +24,7 @@ def start_ranks(run: Run, on_event: Callable[[dict[str, Any]], None]) -> None:
     """Start `cluster.workers` ranks on the run and wait; `on_event` gets each line of metrics.jsonl as it is written.
 
     A rank that fails or is killed ends the run: the others are stopped at once, since they would wait for it in a collective.
-    SIGTERM and Ctrl-C are passed on, so that the ranks write a checkpoint first and end with a line that says so.
+    SIGTERM and Ctrl-C are passed on, so that the ranks end, in repair after a checkpoint, with a line that says so.
 
     Raises InputError or RunError with the line of the rank that failed first.
     """

@@ -40,7 +40,7 @@ OBJECT_STORE_BYTES = 100_000_000
 def start_ranks(run: Run, on_event: Callable[[dict[str, Any]], None]) -> None:
     """Run the ranks of a prepared run on Ray and wait; `on_event` gets each line of metrics.jsonl as it is written.
 
-    SIGTERM and Ctrl-C make the ranks write a checkpoint and end; a second one ends them at once.
+    SIGTERM and Ctrl-C make the ranks end, in repair after a checkpoint; a second one ends them at once.
 
     Raises InputError or RunError with the line of the rank that failed first.
     """
@@ -199,6 +199,8 @@ def _raise_when_stopped(run: Run) -> None:
     lines = [line for rank in range(run.config.cluster.most_workers) if (line := error_line(run, rank))]
     if why == "input":
         raise InputError(lines[0] if lines else f"a rank refused its input; see {run.path('logs')}")
+    # The signal reaches the ranks at different moments: one may only say that another had left a collective.
+    lines.sort(key=lambda line: not line.startswith("stopped by a signal"))
     raise RunError(lines[0] if lines else f"stopped by a signal: `sani-dist resume {run.folder}` goes on")
 
 

@@ -114,9 +114,7 @@ def _work(chosen: argparse.Namespace, folder: Path, checkpoint_asked: threading.
             _wait_for_prepare(folder)
     run = Run.open(folder)
     watchdog.answer(folder, int(os.environ.get("RANK", "0")))
-    finished = pipeline.work(run, checkpoint_asked)
-    if not finished:
-        raise RunError(f"stopped by a signal after a checkpoint: `sani-dist resume {folder}` goes on from there")
+    pipeline.work(run, checkpoint_asked)
     if first:
         run.update(status="done", ended=time.time())
         if run.path("model").exists():

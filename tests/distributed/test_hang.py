@@ -20,8 +20,8 @@ from sani_dist.orchestrate import watchdog
 from sani_dist.orchestrate.local import environment, free_port
 from sani_dist.run import Run
 
-from ..waiting import wait_until
-from .test_runs import at_step, ranks_of
+from ..watching import ranks_of, wait_until
+from .test_runs import at_step
 
 SECONDS = 20  # enough for two ranks to start beside those of another test
 

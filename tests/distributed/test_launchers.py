@@ -10,16 +10,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 
 from sani_dist.files import file_sha256
-from sani_dist.metrics import read_stage
 from sani_dist.orchestrate import worker
 from sani_dist.orchestrate.local import free_port
 from sani_dist.run import Run
 
-from ..waiting import wait_until
+from ..watching import ranks_of, repaired_steps, wait_until
 
 ROOT = Path(__file__).parents[2]
 WORKER = str(ROOT / "launch" / "worker.py")
@@ -52,17 +50,8 @@ def started(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
         )  # fmt: skip
 
 
-def steps(folder: Path) -> list[int]:
-    """The steps that repair has reported until now."""
-    return [event["done"] for event in read_stage(folder / "metrics.jsonl", "repair")]
-
-
 def wait_for_step(step: int, folder: Path, process: subprocess.Popen[bytes], log: Path) -> None:
-    wait_until(lambda: step <= max(steps(folder), default=0), process, log, SECONDS)
-
-
-def ranks_of(folder: Path) -> list[psutil.Process]:
-    return [p for p in psutil.process_iter(["cmdline"]) if str(folder) in (p.info["cmdline"] or [])]
+    wait_until(lambda: step <= max(repaired_steps(folder), default=0), process, log, SECONDS)
 
 
 def model_hash(run: Run) -> str:
@@ -96,13 +85,13 @@ def test_the_same_command_goes_on_after_a_termination(finished_run: Run, setting
     run = Run.open(folder)
     assert run.pending() == ["repair", "audit-after", "export", "report"]
     assert "stopped by a signal after a checkpoint" in log.read_text()
-    before = list(steps(folder))
+    before = repaired_steps(folder)
     newest = sorted(run.path("repair", "checkpoints").iterdir())[-1]
     assert newest.name == f"step-{before[-1]:06d}"
 
     process = started(command("torchrun", settings_file, folder), log)
     assert process.wait(SECONDS) == 0, log.read_text()[-3000:]
-    assert list(steps(folder))[len(before)] == before[-1] + 1
+    assert repaired_steps(folder)[len(before)] == before[-1] + 1
     assert model_hash(run) == model_hash(finished_run)
     process = started(command("torchrun", settings_file, folder), log)
     assert process.wait(SECONDS) == 0, log.read_text()[-3000:]  # finished: nothing is left to do
@@ -120,7 +109,7 @@ def test_ctrl_c_leaves_a_checkpoint(settings_file: Path, tmp_path: Path) -> None
     assert "error: stopped by a signal after a checkpoint: `sani-dist resume" in log.read_text()
     assert "Traceback" not in log.read_text()
     newest = sorted((folder / "repair" / "checkpoints").iterdir())[-1]
-    assert newest.name == f"step-{list(steps(folder))[-1]:06d}"
+    assert newest.name == f"step-{repaired_steps(folder)[-1]:06d}"
     assert ranks_of(folder) == []
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -27,6 +26,7 @@ from sani_dist.files import file_sha256
 from sani_dist.run import STAGES, Run
 
 from .. import tiny
+from ..watching import ranks_of
 from . import plain
 
 STEPS = 21  # of the run that `make_config` describes; test_finishes_every_stage says when this is no longer so
@@ -36,19 +36,12 @@ def model_hash(run: Run) -> str:
     return file_sha256(run.path("model", "model.safetensors"))
 
 
-def ranks_of(folder: Path) -> list[psutil.Process]:
-    """The ranks of a run that live now, in the order of their ids."""
-    children = psutil.Process().children(recursive=True)
-    found = [c for c in children if c.is_running() and str(folder) in " ".join(c.cmdline())]
-    return sorted(found, key=lambda process: process.pid)
-
-
-def at_step(step: int, act: Callable[[], None]) -> Callable[[dict[str, Any]], None]:
-    """An `on_event` that acts once, when repair has reported `step`."""
+def at_step(step: int, act: Callable[[], None], stage: str = "repair") -> Callable[[dict[str, Any]], None]:
+    """An `on_event` that acts once, when the stage has reported `step`."""
     acted = []
 
     def on_event(event: dict[str, Any]) -> None:
-        if event["stage"] == "repair" and event["done"] >= step and not acted:
+        if event["stage"] == stage and event["done"] >= step and not acted:
             acted.append(event)
             act()
 
@@ -297,6 +290,18 @@ def test_a_killed_and_terminated_run_ends_with_the_same_weights(finished_run: Ru
     assert_went_on_from_a_checkpoint(killed_run, steps)
     assert sani_dist.resume(killed_run.folder).pending() == []
     assert_ended_as(finished_run, killed_run)
+
+
+def test_a_signal_before_repair_ends_a_run_at_once(make_config: Callable[..., Config], tmp_path: Path) -> None:
+    """There is nothing to keep yet, and a cluster that takes its machine back does not wait for long."""
+    terminate = at_step(0, lambda: os.kill(os.getpid(), signal.SIGTERM), "audit-before")
+    with pytest.raises(RunError, match=r"stopped by a signal: `sani-dist resume .*` begins the stage again"):
+        sani_dist.sanitize(make_config(), tmp_path / "run", on_event=terminate)
+    run = Run.open(tmp_path / "run")
+    assert run.pending()[0] in ("audit-before", "erase")
+    assert not run.path("repair", "checkpoints").exists()
+    for log in run.path("logs").glob("rank-*.log"):
+        assert "Traceback" not in log.read_text()
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from ray.cluster_utils import Cluster
 
 from sani_dist.metrics import read_stage
 
-from .. import waiting
+from .. import watching
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -47,11 +47,6 @@ def finished(process: subprocess.Popen[bytes], log: Path, code: int = 0, seconds
     return log.read_text()
 
 
-def repaired_steps(folder: Path) -> list[int]:
-    """The steps that repair has reported until now, those that were done twice twice."""
-    return [event["done"] for event in read_stage(folder / "metrics.jsonl", "repair")]
-
-
 def restarted_after(folder: Path) -> list[int]:
     """The steps whose checkpoints later groups of ranks went on from: each begins with loading the model."""
     metrics = folder / "metrics.jsonl"
@@ -62,14 +57,7 @@ def restarted_after(folder: Path) -> list[int]:
 
 
 def wait_until(reached: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
-    waiting.wait_until(reached, process, log, SECONDS)
-
-
-def ranks_of(folder: Path) -> list[psutil.Process]:
-    """The processes of the ranks at work in a run folder."""
-    return [
-        p for p in psutil.process_iter(["cmdline"]) if {str(folder), "--follow-stdin"} <= set(p.info["cmdline"] or [])
-    ]
+    watching.wait_until(reached, process, log, SECONDS)
 
 
 def node_of(cluster: Cluster, rank: psutil.Process) -> object:

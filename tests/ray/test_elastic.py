@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 import sani_dist
 from sani_dist.config import Config, config_to_mapping
 
-from .started import STORE_BYTES, finished, node_of, ranks_of, repaired_steps, sani_dist_run, started, wait_until
+from ..watching import ranks_of, repaired_steps
+from .started import STORE_BYTES, finished, node_of, sani_dist_run, started, wait_until
 
 # Ray first waits for a group of the old size; its own minute is made shorter.
 SHORT = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "12"}

@@ -8,8 +8,9 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
+from ..watching import ranks_of, repaired_steps
 from .conftest import exported
-from .started import finished, node_of, ranks_of, repaired_steps, restarted_after, sani_dist_run, started, wait_until
+from .started import finished, node_of, restarted_after, sani_dist_run, started, wait_until
 
 STEP = 6
 

@@ -11,8 +11,9 @@ from ray.cluster_utils import Cluster
 import sani_dist
 from sani_dist.config import Config, config_to_mapping
 
+from ..watching import ranks_of, repaired_steps
 from .conftest import exported
-from .started import finished, node_of, ranks_of, repaired_steps, restarted_after, sani_dist_run, started, wait_until
+from .started import finished, node_of, restarted_after, sani_dist_run, started, wait_until
 
 NOTICE_SECONDS = 15
 STEP = 3

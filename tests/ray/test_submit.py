@@ -20,8 +20,9 @@ import yaml
 from sani_dist.config import load_config
 from sani_dist.orchestrate.local import free_port
 
+from ..watching import ranks_of, repaired_steps
 from .conftest import exported
-from .started import BIN, ROOT, finished, ranks_of, repaired_steps, started, wait_until
+from .started import BIN, ROOT, finished, started, wait_until
 
 SUBMIT = str(ROOT / "launch" / "ray_submit.py")
 

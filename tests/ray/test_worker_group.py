@@ -11,8 +11,9 @@ import pytest
 
 from sani_dist.run import Run
 
+from ..watching import ranks_of, repaired_steps
 from .conftest import exported
-from .started import finished, ranks_of, repaired_steps, restarted_after, sani_dist_run, started, wait_until
+from .started import finished, restarted_after, sani_dist_run, started, wait_until
 
 # Checkpoints are written every fourth step of 21. A process that is killed at this step ends at it, or a few later.
 STEP = 6

@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from .. import tiny
-from ..ray.started import finished, repaired_steps, started, wait_until
+from ..ray.started import finished, started, wait_until
+from ..watching import repaired_steps
 from .conftest import MakeSweep
 
 
