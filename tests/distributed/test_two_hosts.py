@@ -128,6 +128,5 @@ def test_a_job_over_two_hosts_ends_when_the_link_is_cut_and_goes_on_when_it_is_b
     run = Run.open(folder)
     assert run.pending() == []
     assert model_hash(run) == model_hash(finished_run)
-    assert (
-        sum(step <= reached for step in repaired_steps(folder)) > reached
-    )  # from a checkpoint, not from where it was cut
+    # From a checkpoint, not from where it was cut.
+    assert sum(step <= reached for step in repaired_steps(folder)) > reached
