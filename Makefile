@@ -17,9 +17,9 @@ demo: $(VENV)/.installed  ## a model memorises synthetic notes and is sanitised;
 	rm -rf demo-run
 	$(BIN)/sani-dist demo --out demo-run
 
-# Two tests at a time: ranks wait for one another, for files and for Ray much of the time. Tests of a file share what they make, so a file
-# stays in one process; in the files' own order, or the longest of them come last.
-AT_A_TIME := -n 2 --dist loadfile --no-loadscope-reorder
+# Three tests at a time on two cores: ranks wait for one another, for files and for Ray much of the time. Tests of a file share what they
+# make, so a file stays in one process; in the files' own order, or the longest of them come last.
+AT_A_TIME := -n 3 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.installed  ## everything that takes seconds or a few minutes
 	$(BIN)/python -m pytest $(AT_A_TIME) -m "not slow$(if $(NO_BROWSER), and $(NO_BROWSER))" $(PYTEST_ARGS)

@@ -292,6 +292,7 @@ def test_a_killed_and_terminated_run_ends_with_the_same_weights(finished_run: Ru
     assert_ended_as(finished_run, killed_run)
 
 
+@pytest.mark.slow
 def test_a_signal_before_repair_ends_a_run_at_once(make_config: Callable[..., Config], tmp_path: Path) -> None:
     """There is nothing to keep yet, and a cluster that takes its machine back does not wait for long."""
     terminate = at_step(0, lambda: os.kill(os.getpid(), signal.SIGTERM), "audit-before")
