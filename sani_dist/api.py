@@ -49,26 +49,28 @@ def sanitize(
         InputError: settings, model or data that cannot work; found before any worker starts wherever possible.
         RunError: the run failed; `resume(folder)` goes on from what it had finished.
     """
-    from sani_dist import orchestrate, pipeline
+    from sani_dist import orchestrate
     from sani_dist.run import STAGES, Run
+    from sani_dist.stages import preflight
 
     orchestrate.check(config.cluster)
-    description = pipeline.check(config)
+    description = preflight.check(config)
     check_disk(folder, description["disk_bytes"])
     if "attack" in (stages or STAGES):
-        _check_attackable(config)
+        preflight.check_attackable(config)
     run = Run.create(folder, config, stages or STAGES)
     return _execute(run, on_event)
 
 
 def prepare(config: Config, folder: Path, *, on_event: OnEvent = lambda event: None) -> Run:
     """The stage before any rank starts, in a new run folder; then a launcher starts `launch/worker.py` on that folder."""
-    from sani_dist import orchestrate, pipeline
+    from sani_dist import orchestrate
     from sani_dist.metrics import Metrics
     from sani_dist.run import STAGES, Run
+    from sani_dist.stages import preflight
 
     orchestrate.check(config.cluster)
-    pipeline.check(config)
+    preflight.check(config)
     run = Run.create(folder, config, STAGES)
     orchestrate.prepare(run, Metrics(run.path("metrics.jsonl"), on_event=on_event))
     return run
@@ -79,16 +81,17 @@ def resume(folder: Path, *, cluster: Mapping[str, Any] | None = None, on_event: 
 
     `cluster`: settings of that section to change, since the machines may be others now.
     """
-    from sani_dist import orchestrate, pipeline
+    from sani_dist import orchestrate
     from sani_dist.run import Run
+    from sani_dist.stages import preflight
 
     run = Run.open(folder)
     if cluster:
         run.change_cluster(cluster)
     orchestrate.check(run.config.cluster)
-    pipeline.check(run.config)
+    preflight.check(run.config)
     if run.path("source.json").exists():
-        pipeline.check_unchanged(run)
+        preflight.check_unchanged(run)
     return _execute(run, on_event)
 
 
@@ -118,22 +121,24 @@ def attack(
     `changes`: {"attack": {...}, "cluster": {...}}, settings that differ from the run's. What was attacked before with the same settings
     is not attacked again.
     """
-    from sani_dist import orchestrate, pipeline
+    from sani_dist import orchestrate
     from sani_dist.run import Run
+    from sani_dist.stages import preflight
+    from sani_dist.stages.prepare import prepare_attack
 
     run = Run.open(folder)
     if any(not run.is_done(stage) for stage in run.stages if stage not in ("attack", "report")):
         raise InputError(
             f"{folder} is not finished, or was purged: its text is needed; `sani-dist resume {folder}` makes what is missing"
         )
-    _check_attackable(run.config)
+    preflight.check_attackable(run.config)
     run.add_attack(changes or {})
     orchestrate.check(run.config.cluster)
-    pipeline.check(run.config)
-    pipeline.check_unchanged(run)
+    preflight.check(run.config)
+    preflight.check_unchanged(run)
     if run.is_done("attack"):
         # The same path may hold another text by now, and then it is not.
-        pipeline.prepare_attack(run)
+        prepare_attack(run)
     return _execute(run, on_event)
 
 
@@ -148,13 +153,6 @@ def sweep(
     from sani_dist.sweep.story import run_sweep
 
     return run_sweep(settings, folder, on_trial)
-
-
-def _check_attackable(config: Config) -> None:
-    from sani_dist.engine.zero3 import is_masked, read_model_config
-
-    if is_masked(read_model_config(config.model.path)):
-        raise InputError("attack: not for a masked language model, which does not go on with a text")
 
 
 def measurements(run: Run, when: str) -> list[dict[str, Any]]:
@@ -221,15 +219,16 @@ def check_disk(folder: Path, needed: int) -> None:
 
 
 def _execute(run: Run, on_event: OnEvent) -> Run:
-    from sani_dist import orchestrate, pipeline
+    from sani_dist import orchestrate
     from sani_dist.metrics import Metrics
     from sani_dist.report import write_report
+    from sani_dist.stages.prepare import prepare_attack
 
     try:
         if "prepare" in run.pending():
             orchestrate.prepare(run, Metrics(run.path("metrics.jsonl"), on_event=on_event))
         if "attack" in run.pending():
-            pipeline.prepare_attack(run)
+            prepare_attack(run)
         if run.pending() == ["report"]:
             write_report(run)
         elif run.pending():

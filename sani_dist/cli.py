@@ -453,9 +453,9 @@ def _with(overrides: list[str] | None, allow_pickle: bool) -> list[str]:
 
 
 def _describe(settings: Config) -> None:
-    from sani_dist import pipeline
+    from sani_dist.stages import preflight
 
-    found = pipeline.check(settings)
+    found = preflight.check(settings)
     erase, repair, workers = settings.erase, settings.repair, settings.cluster.most_workers
     console.print(f"model    {found['architecture']}, {found['parameters']:,} parameters, {found['layers']} layers")
     console.print(

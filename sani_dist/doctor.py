@@ -95,7 +95,7 @@ def _op_is_compatible(builder: str) -> bool:
 
 
 def _resources(line: object, config: Config | None) -> None:
-    from sani_dist import pipeline
+    from sani_dist.stages import preflight
 
     assert callable(line)
     memory, disk = psutil.virtual_memory().available, shutil.disk_usage(Path.cwd()).free
@@ -103,7 +103,7 @@ def _resources(line: object, config: Config | None) -> None:
         line("free memory", f"{memory / 1e9:.1f} GB")
         line("free disk", f"{disk / 1e9:.1f} GB")
         return
-    needs = pipeline.check(config)
+    needs = preflight.check(config)
     line(
         "free memory",
         f"{memory / 1e9:.1f} GB, the run needs about {needs['training_bytes'] / 1e9:.1f} GB over all workers",

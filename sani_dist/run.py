@@ -24,10 +24,10 @@ import yaml
 from sani_dist.config import Config, GenerationSettings, config_from_mapping, config_to_mapping
 from sani_dist.errors import InputError
 from sani_dist.files import file_sha256, fsync, write_text
+from sani_dist.stage_list import ORDER, sections_read
 
 SCHEMA = 1
-# All there are, in order, and those of a run unless it is told which.
-ORDER = ("prepare", "audit-before", "erase", "repair", "audit-after", "export", "attack", "report")
+# Those of a run unless it is told which.
 STAGES = tuple(stage for stage in ORDER if stage != "attack")
 # What may hold sensitive text or weights that still remember it; `purge` removes it and leaves evidence and model.
 SENSITIVE_CONTENT = (
@@ -231,11 +231,7 @@ class Run:
         """The settings a stage reads, beside those of the stages before it. `cluster` changes no result. What stands at its default is
         left out: a later version, with settings that this one has not, still knows the run."""
         mapping = self.config.model_dump(mode="json", exclude_defaults=True)
-        sections = {
-            "prepare": ["corpus"], "audit-before": ["audit"], "erase": ["erase"], "repair": ["repair"],
-            "attack": ["attack", "audit"], "report": ["verify"],
-        }  # fmt: skip
-        names = ["model", *(s for stage_ in ORDER[: ORDER.index(stage) + 1] for s in sections.get(stage_, []))]
+        names = sections_read(stage)
         if any(self.config.repair.text_of_epochs):  # `prepare` writes the text with surrogates
             names.append("repair")
         return {name: mapping[name] for name in names if name in mapping}

@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from sani_dist import cli, pipeline
+from sani_dist import cli
 from sani_dist.config import Config, config_to_mapping
 from sani_dist.errors import InputError
+from sani_dist.stages import preflight
 
 from . import tiny
 from .distributed import masked_families
@@ -40,7 +41,7 @@ def check(make_config: Callable[..., Config]) -> Callable[..., dict[str, Any]]:
 
     def of(adapter: Path, model: dict[str, Any] | None = None, **sections: Any) -> dict[str, Any]:
         config = make_config(model={"adapter": str(adapter), **(model or {})}, **{"erase": BASE, **sections})
-        return pipeline.check(config)
+        return preflight.check(config)
 
     return of
 
@@ -201,7 +202,7 @@ def test_a_masked_language_model(make_config: Callable[..., Config], tmp_path: P
     folder = tiny.lora(base, tmp_path / "adapter", ["intermediate.dense"], task_type=None)
     config = make_config(model={"path": str(base), "adapter": str(folder)}, erase=BASE)
     with pytest.raises(InputError, match=r"model.adapter: not for a masked language model"):
-        pipeline.check(config)
+        preflight.check(config)
 
 
 def test_without_peft(refused: Callable[..., None], adapter: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip

@@ -14,9 +14,10 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from sani_dist import lora, pipeline
+from sani_dist import lora
 from sani_dist.config import Config
 from sani_dist.errors import InputError
+from sani_dist.stages import preflight
 
 from . import tiny
 
@@ -55,9 +56,9 @@ def test_its_tensors_are_those_of_the_base(llama_folder: Path, merged: Path) -> 
 
 
 def test_a_run_takes_it_and_not_the_adapter(make_config: Callable[..., Config], adapter: Path, merged: Path) -> None:
-    assert pipeline.check(make_config(model={"path": str(merged)}))["streamed"]
+    assert preflight.check(make_config(model={"path": str(merged)}))["streamed"]
     with pytest.raises(InputError, match=r"model.path: .* is an adapter; merge it first: sani-dist merge BASE"):
-        pipeline.check(make_config(model={"path": str(adapter)}))
+        preflight.check(make_config(model={"path": str(adapter)}))
 
 
 def test_a_tokenizer_beside_the_adapter_wins(llama_folder: Path, adapter: Path, tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import random
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,6 +18,7 @@ from sani_dist.audit.scores import TokenScores
 from sani_dist.audit.spans import SPLITS, Corpus
 from sani_dist.config import AttackSettings, AuditSettings, RepairSettings
 from sani_dist.corpus.rows import PackedRows
+from sani_dist.engine.source import Source
 from sani_dist.engine.zero3 import Engine
 
 
@@ -27,7 +27,7 @@ class Scene:
     """The text an attacker is judged on, and how to get at a model. Every rank has the same.
 
     rows: of the splits there are. related: documents of the same format about others, in no split; None unless the user gave some. load:
-    a folder of a model -> its shards under ZeRO-3, not yet wrapped. before: the model that was sanitised; None where the attacked
+    a model -> its shards under ZeRO-3, not yet wrapped. before: the model that was sanitised; None where the attacked
     one is it. made: variants of the attack that an earlier start left; it need not make them again.
     """
 
@@ -35,8 +35,8 @@ class Scene:
     related: PackedRows | None
     corpus: Corpus
     tokenizer: PreTrainedTokenizerBase
-    load: Callable[[Path], Engine]
-    before: Path | None
+    load: Callable[[Source], Engine]
+    before: Source | None
     settings: AttackSettings
     audit: AuditSettings
     repair: RepairSettings

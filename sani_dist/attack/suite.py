@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from sani_dist.attack.drift import drift
 from sani_dist.attack.lens import lens
@@ -15,6 +14,7 @@ from sani_dist.attack.relearn import relearn
 from sani_dist.attack.result import Result
 from sani_dist.attack.scene import Scene
 from sani_dist.attack.statement import statement
+from sani_dist.engine.source import Source
 from sani_dist.engine.zero3 import Engine
 
 # An attack takes untouched engines of the model, as many as it needs, and closes them.
@@ -27,7 +27,7 @@ ATTACKS: dict[str, Attack] = {
 
 def attack(
     scene: Scene,
-    models: Mapping[str, Path],
+    models: Mapping[str, Source],
     known: Sequence[Result] = (),
     under_way: Task | None = None,
     save: Callable[[Sequence[Result], Task | None], None] = lambda results, under_way: None,
@@ -35,7 +35,7 @@ def attack(
 ) -> list[Result]:
     """Every attack of the settings on every model; all ranks call it and get the same results.
 
-    models: name -> folder. known: results of an earlier start, which are not made again; under_way: the attack that it had not finished.
+    models: by name. known: results of an earlier start, which are not made again; under_way: the attack that it had not finished.
     save: gets all results so far, after each, and whether its attack goes on. report: attacks done, and their number.
     """
     results = list(known)
@@ -55,6 +55,6 @@ def attack(
     return results
 
 
-def _engines(scene: Scene, folder: Path) -> Iterator[Engine]:
+def _engines(scene: Scene, model: Source) -> Iterator[Engine]:
     while True:
-        yield scene.load(folder)
+        yield scene.load(model)

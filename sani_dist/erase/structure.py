@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -106,6 +106,11 @@ def last_units(model: PreTrainedModel, layers: int, units: Literal["mlp", "heads
         if units in ("heads", "both"):
             found.append(block.heads())
     return found
+
+
+def parameter_names(units: Iterable[Units]) -> set[str]:
+    """The parameters that hold a part of the units."""
+    return {piece.name for group in units for piece in group.slices}
 
 
 class _Block:

@@ -29,12 +29,12 @@ def prepare(run: Run, metrics: Metrics) -> None:
 
     Raises InputError for input that cannot work, RunError when the actors fail.
     """
-    from sani_dist import pipeline
+    from sani_dist.stages import prepare as stage
 
     cluster = run.config.cluster
     check(cluster)
     if not cluster.prepare_workers:
-        pipeline.prepare(run, metrics)
+        stage.run(run, metrics)
         return
     import ray
 
@@ -46,7 +46,7 @@ def prepare(run: Run, metrics: Metrics) -> None:
     with connected(cluster.address, cpus=cluster.prepare_workers, resources={}, object_store_bytes=PREPARE_STORE_BYTES):
         if ray.cluster_resources().get("CPU", 0) < cluster.prepare_workers:
             raise InputError("cluster.prepare_workers: the cluster has fewer CPUs")
-        pipeline.prepare(run, metrics, on_ray(cluster.prepare_workers, cluster.runtime_env))
+        stage.run(run, metrics, on_ray(cluster.prepare_workers, cluster.runtime_env))
 
 
 def start_ranks(run: Run, on_event: Callable[[dict[str, Any]], None]) -> None:

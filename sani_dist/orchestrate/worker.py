@@ -123,11 +123,12 @@ def _work(chosen: argparse.Namespace, folder: Path, checkpoint_asked: threading.
 
 def _prepare_or_go_on(folder: Path, settings: Config) -> None:
     """Before any collective: what cannot work is said while the other ranks still wait."""
-    from sani_dist import orchestrate, pipeline
+    from sani_dist import orchestrate
     from sani_dist.metrics import Metrics
     from sani_dist.run import STAGES, Run
+    from sani_dist.stages import preflight
 
-    pipeline.check(settings)
+    preflight.check(settings)
     if (folder / "config.yaml").exists():
         run = Run.open(folder)
         if run.config.model_copy(update={"cluster": settings.cluster}) != settings:
@@ -135,7 +136,7 @@ def _prepare_or_go_on(folder: Path, settings: Config) -> None:
                 f"{folder} is a run with other settings: choose another --out, or `sani-dist resume {folder}`"
             )
         if run.path("source.json").exists():
-            pipeline.check_unchanged(run)
+            preflight.check_unchanged(run)
     else:
         run = Run.create(folder, settings, STAGES)
     if "prepare" in run.pending():

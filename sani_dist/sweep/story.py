@@ -10,7 +10,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from sani_dist import pipeline
 from sani_dist.api import check_disk
 from sani_dist.corpus import PackedRows
 from sani_dist.errors import InputError, RunError
@@ -18,6 +17,7 @@ from sani_dist.metrics import Metrics
 from sani_dist.orchestrate.connection import check_installed
 from sani_dist.repair.schedule import Schedule
 from sani_dist.run import Run
+from sani_dist.stages import preflight, prepare
 from sani_dist.sweep.page import write
 from sani_dist.sweep.process import drop_weights
 from sani_dist.sweep.settings import Point, SweepSettings, points, trial_config
@@ -86,7 +86,7 @@ def steps_of_points(settings: SweepSettings) -> list[tuple[Point, int]]:
         _check(settings, point)
     with TemporaryDirectory() as folder:
         run = Run.create(Path(folder) / "run", trial_config(settings, Point(0, {}), settings.seeds[0]), ("prepare",))
-        pipeline.prepare(run, Metrics(run.path("metrics.jsonl")))
+        prepare.run(run, Metrics(run.path("metrics.jsonl")))
         tokens = run.path("tokens", "epoch-000")
         repair, general = PackedRows(tokens / "repair.arrow"), tokens / "general_train.arrow"
         retain = PackedRows(general) if general.exists() else None
@@ -101,7 +101,7 @@ def steps_of_points(settings: SweepSettings) -> list[tuple[Point, int]]:
 def _check(settings: SweepSettings, point: Point) -> int:
     """Bytes that a trial needs on disk. Raises InputError for a point that the model or the text cannot have."""
     try:
-        needed: int = pipeline.check(trial_config(settings, point, settings.seeds[0]))["disk_bytes"]
+        needed: int = preflight.check(trial_config(settings, point, settings.seeds[0]))["disk_bytes"]
     except InputError as error:
         raise InputError(f"space: at {point}: {error}") from None
     return needed

@@ -24,8 +24,8 @@ from sani_dist.attack.result import Result
 from sani_dist.audit.spans import Corpus
 from sani_dist.config import Config
 from sani_dist.corpus.rows import PackedRows
-from sani_dist.pipeline import prepare_attack
 from sani_dist.run import Run
+from sani_dist.stages.prepare import prepare_attack
 
 from . import plain
 

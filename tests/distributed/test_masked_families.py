@@ -23,12 +23,12 @@ from transformers import (
 )
 
 import sani_dist
-from sani_dist import pipeline
 from sani_dist.config import config_from_mapping
 from sani_dist.corpus.rows import NO_DOCUMENT, PackedRows
 from sani_dist.erase import Plan, Unit
 from sani_dist.errors import InputError
 from sani_dist.run import Run
+from sani_dist.stages import preflight
 
 from .. import tiny
 from .families_work import asked_of
@@ -160,7 +160,7 @@ def test_what_is_refused_of_masked_language_models(
 ) -> None:
     def refused(match: str, folder: Path, **sections: dict[str, Any]) -> None:
         with pytest.raises(InputError, match=match):
-            pipeline.check(config_from_mapping(tiny.mapping(folder, corpus, **sections)))
+            preflight.check(config_from_mapping(tiny.mapping(folder, corpus, **sections)))
 
     refused("unlikelihood: not for a masked", sources["BERT"], repair={"objectives": {"unlikelihood": 1.0}})
     refused("kl: not for a masked", sources["BERT"], repair={"objectives": {"kl": 1.0}})
@@ -179,7 +179,7 @@ def test_what_is_refused_of_masked_language_models(
     tiny.save(DebertaForMaskedLM(DebertaConfig(**sizes)), tokenizer(), tmp_path / "first")
     refused("DebertaForMaskedLM: no heads found in block 0", tmp_path / "first", erase={"units": "heads"})
     settings = config_from_mapping(tiny.mapping(tmp_path / "first", corpus))
-    assert pipeline.check(settings)["neurons_reset"] == 2 * round(0.3 * 37)
+    assert preflight.check(settings)["neurons_reset"] == 2 * round(0.3 * 37)
 
 
 # A whole run

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from sani_dist import pipeline
 from sani_dist.errors import InputError
 from sani_dist.metrics import Metrics
 from sani_dist.run import Run
+from sani_dist.stages import preflight, prepare
 from sani_dist.sweep.settings import load_sweep
 from sani_dist.sweep.story import steps_of_points
 from sani_dist.sweep.trials import Sweep, reason
@@ -22,7 +22,7 @@ def test_trials_share_the_prepared_text_by_links(make_sweep: MakeSweep) -> None:
     sweep = Sweep(path.parent / "sweep", load_sweep(path))
     sweep.create()
     before = Run.open(sweep.before)
-    pipeline.prepare(before, Metrics(before.path("metrics.jsonl")))
+    prepare.run(before, Metrics(before.path("metrics.jsonl")))
     sweep.share_text()
     assert [trial.name for trial in sweep.trials] == [f"{p:03d}-{seed}" for seed in (0, 4) for p in (0, 1)]
     for trial in sweep.trials:
@@ -34,7 +34,7 @@ def test_trials_share_the_prepared_text_by_links(make_sweep: MakeSweep) -> None:
             assert trial.run.pending()[0] == "erase"
             assert rows.samefile(before.path("tokens", "epoch-000", "repair.arrow"))
             assert trial.run.key == before.key
-            pipeline.check_unchanged(trial.run)
+            preflight.check_unchanged(trial.run)
         assert not trial.finished
     # What one removes the others keep.
     sweep.trials[0].run.purge()

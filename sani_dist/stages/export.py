@@ -1,0 +1,22 @@
+"""Stage `export`: the sanitised model as a Hugging Face folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sani_dist.engine.shards import local_shards
+from sani_dist.stages.rank import Rank
+
+
+def run(rank: Rank) -> list[Path]:
+    """Every rank writes its shards. Without training, untouched tensors are streamed from the source and no engine is needed."""
+    folder = rank.run.path("model")
+    if rank.trains:
+        model = rank.sanitised().model
+        hashes = rank.source.export_trained(model, local_shards(model), folder)
+    else:
+        model, layout = rank.source.stored_layout()
+        shards = list(rank.source.stored_shards())
+        rank.erase(model, layout.parameters(shards))
+        hashes = rank.source.export_stored(shards, folder)
+    return [folder / name for name in hashes]

@@ -1,0 +1,37 @@
+"""Stage `prepare`: text -> spans -> tokens, and the hash of the model. Before ranks start, so that bad input never costs a cluster."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from sani_dist.corpus import prepare as prepare_corpus
+from sani_dist.corpus.prepare import write_plain
+from sani_dist.corpus.spread import Spread
+from sani_dist.engine.source import open_source
+from sani_dist.metrics import Metrics
+from sani_dist.run import RELATED, Run, build
+from sani_dist.stages.rank import write_json
+
+
+def run(run: Run, metrics: Metrics, spread: Spread = map) -> None:
+    """spread: who works on the batches of documents. Raises InputError for text that cannot work."""
+    source, settings = open_source(run.config.model), run.config
+    hashes = build(run.path("source.json"), lambda path: write_json(path, source.hashes()))
+
+    def report(done: int, total: int | None) -> None:
+        metrics.progress("prepare", done, total or done + 1, "documents")
+
+    prepare_corpus(
+        settings.corpus, source.tokenizer, run.folder, run.key, report, settings.repair, alone=source.masked, spread=spread
+    )  # fmt: skip
+    outputs = [p for folder in ("corpus", "tokens") for p in sorted(run.path(folder).rglob("*")) if p.is_file()]
+    run.mark_done("prepare", [hashes, *outputs])
+
+
+def prepare_attack(run: Run) -> None:
+    """Tokens of the text that only an attacker has. One process."""
+    if run.config.attack.related is not None:
+        path = run.path(RELATED)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        tokenizer = open_source(run.config.model).tokenizer
+        build(path, partial(write_plain, run.config.attack.related, run.config.corpus, tokenizer))
