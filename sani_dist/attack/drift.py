@@ -22,9 +22,8 @@ from sani_dist.attack.lens import block_outputs
 from sani_dist.attack.result import Result
 from sani_dist.attack.scene import Scene
 from sani_dist.audit.measurement import Measurement
-from sani_dist.corpus.rows import NO_DOCUMENT, PackedRows, empty_batch
-from sani_dist.engine import distributed
-from sani_dist.engine.rounds import rounds
+from sani_dist.corpus.rows import NO_DOCUMENT, Batch, PackedRows
+from sani_dist.engine.map_rows import map_rows
 from sani_dist.engine.zero3 import Engine
 
 # Text that was repaired, and text that should not have been touched.
@@ -74,8 +73,8 @@ def hidden_states(engine: Engine, rows: PackedRows, tokens: int, micro_rows: int
     each = min(rows.row_length, max(1, -(-tokens // len(rows))))
     found = []
     with block_outputs(engine) as (outputs, _):
-        for mine, dealt in rounds(min(len(rows), tokens), micro_rows):
-            batch = rows.batch(mine) if mine else empty_batch(1, rows.row_length)
+
+        def compute(batch: Batch) -> torch.Tensor:
             engine.forward(batch.input_ids, batch.position, lambda *_: None)
             sent = torch.full((len(outputs), micro_rows, each, outputs[0].shape[-1]), torch.nan)
             for row, document in enumerate(batch.document):
@@ -83,10 +82,11 @@ def hidden_states(engine: Engine, rows: PackedRows, tokens: int, micro_rows: int
                 chosen = real[torch.linspace(0, len(real) - 1, min(each, len(real))).long()] if len(real) else real
                 for layer, output in enumerate(outputs):
                     sent[layer, row, : len(chosen)] = output[row, chosen.to(output.device)].float().cpu()
-            gathered = distributed.gather_in_rank_order(sent.to(engine.device)).cpu().numpy()
-            for part, items in zip(gathered, dealt, strict=True):
-                states = part[:, : len(items)].reshape(len(outputs), -1, part.shape[-1])
-                found.append(states[:, ~np.isnan(states[0, :, 0])])
+            return sent
+
+        for _, made in map_rows(engine, rows, micro_rows, compute, count=min(len(rows), tokens)):
+            states = made.numpy().reshape(made.shape[0], -1, made.shape[-1])
+            found.append(states[:, ~np.isnan(states[0, :, 0])])
     return np.concatenate(found, axis=1)
 
 

@@ -18,10 +18,9 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from sani_dist.corpus.rows import LEARN, NO_DOCUMENT, SENSITIVE, PackedRows, empty_batch, targets
-from sani_dist.engine import distributed
+from sani_dist.corpus.rows import LEARN, NO_DOCUMENT, SENSITIVE, Batch, PackedRows, targets
 from sani_dist.engine.blocks import blocks_of
-from sani_dist.engine.rounds import rounds
+from sani_dist.engine.map_rows import map_rows
 from sani_dist.engine.zero3 import Engine
 from sani_dist.erase.select import summed_loss
 
@@ -34,8 +33,8 @@ def fisher(engine: Engine, rows: PackedRows) -> np.ndarray:
     layers = len(blocks_of(engine.model))
     total, documents = torch.zeros(layers, dtype=torch.float64), 0
     with _projections(engine) as seen:
-        for mine, dealt in rounds(min(len(rows), ROWS), 1):
-            batch = rows.batch(mine) if mine else empty_batch(1, rows.row_length)
+
+        def compute(batch: Batch) -> torch.Tensor:
             index, target, _, _ = targets(batch, roles=(LEARN, SENSITIVE))
             loss = engine.forward(batch.input_ids, batch.position, partial(summed_loss, index, target))
             gradients = torch.autograd.grad(loss, [output for _, _, output in seen])
@@ -46,9 +45,10 @@ def fisher(engine: Engine, rows: PackedRows) -> np.ndarray:
             for (layer, inputs, _), gradient in zip(seen, gradients, strict=True):
                 found[layer] += squares(inputs, gradient, same)
             seen.clear()
-            for part, items in zip(distributed.gather_in_rank_order(found).cpu(), dealt, strict=True):
-                if items:
-                    total, documents = total + part[:layers], documents + int(part[layers])
+            return found
+
+        for _, made in map_rows(engine, rows, 1, compute, count=min(len(rows), ROWS)):
+            total, documents = total + made[:layers], documents + int(made[layers])
     mean: np.ndarray = total.numpy() / max(documents, 1) / _weights(engine)
     return mean
 

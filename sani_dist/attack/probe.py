@@ -38,7 +38,7 @@ from sani_dist.audit.spans import SPLITS
 from sani_dist.corpus.rows import empty_batch, stacked
 from sani_dist.engine import distributed
 from sani_dist.engine.blocks import blocks_of
-from sani_dist.engine.rounds import rounds
+from sani_dist.engine.map_rows import map_rounds
 from sani_dist.engine.zero3 import Engine
 
 VARIANTS = ("first token", "whole value")
@@ -235,12 +235,14 @@ def _states(
         return weight[torch.tensor(tokens, device=weight.device)].float().cpu()
 
     with block_outputs(engine) as (outputs, norm):
-        for mine, dealt in rounds(len(items), micro_rows):
+
+        def compute(mine: range, dealt: Sequence[range]) -> torch.Tensor:
             parts = [scene.rows[items[i][0]].batch([items[i][1]]) for i in mine]
             # Filled up with padding: kernels may sum micro-batches of other shapes in another order.
             batch = stacked([*parts, *[empty_batch(1, length)] * (micro_rows - len(parts))])
             found = engine.forward(batch.input_ids, batch.position, rows_of)
-            rows_of_tokens = rows_of_tokens or dict(zip(tokens, found.numpy(), strict=True))
+            if not rows_of_tokens:
+                rows_of_tokens.update(zip(tokens, found.numpy(), strict=True))
             most = max(sum(len(of_row[items[i]]) for i in of_rank) for of_rank in dealt)
             sent = torch.zeros((len(outputs), most, outputs[0].shape[-1]))
             places = [(row, int(first[s]) - 1) for row, i in enumerate(mine) for s in of_row[items[i]]]
@@ -248,10 +250,11 @@ def _states(
                 seen = norm[0](output) if norm else output
                 for place, (row, column) in enumerate(places):
                     sent[layer, place] = seen[row, column].float().cpu()
-            gathered = distributed.gather_in_rank_order(sent.to(engine.device)).cpu().numpy()
-            for part, of_rank in zip(gathered, dealt, strict=True):
-                lines = [s for i in of_rank for s in of_row[items[i]]]
-                for layer in mine_of_layers:
-                    of_layer = states.setdefault(layer, np.zeros((len(spans), part.shape[-1]), np.float32))
-                    of_layer[lines] = part[layer, : len(lines)]
+            return sent.to(engine.device)
+
+        for numbers, made in map_rounds(len(items), micro_rows, compute):
+            lines = [s for i in numbers for s in of_row[items[i]]]
+            for layer in mine_of_layers:
+                of_layer = states.setdefault(layer, np.zeros((len(spans), made.shape[-1]), np.float32))
+                of_layer[lines] = made[layer, : len(lines)].numpy()
     return states, rows_of_tokens

@@ -21,7 +21,7 @@ import torch
 from transformers import DynamicCache
 
 from sani_dist.engine import distributed
-from sani_dist.engine.rounds import rounds
+from sani_dist.engine.map_rows import map_rounds
 from sani_dist.engine.shards import release
 from sani_dist.engine.zero3 import Engine
 from sani_dist.kernels import token_scores
@@ -76,14 +76,14 @@ def generate(
     found: dict[int, np.ndarray] = {}
     keeps = resident(engine) if (fits_whole(engine) if whole is None else whole) else nullcontext()
     with keeps:
-        for mine, dealt in rounds(len(prompts), size):
+
+        def compute(mine: range, dealt: Sequence[range]) -> torch.Tensor:
             steps = max(prompts[order[i]].new_tokens for items in dealt for i in items)
-            batch = {order[i]: prompts[order[i]] for i in mine}
-            made = _Batch(engine, batch, size, decoding).tokens(steps)
-            for part, items in zip(distributed.gather_in_rank_order(made).cpu().numpy(), dealt, strict=True):
-                for i, lines in zip(items, part.reshape(size, decoding.samples, steps), strict=False):
-                    found[order[i]] = lines[:, : prompts[order[i]].new_tokens]
-            report(dealt[-1].stop)
+            return _Batch(engine, {order[i]: prompts[order[i]] for i in mine}, size, decoding).tokens(steps)
+
+        for items, made in map_rounds(len(prompts), size, compute, report):
+            for i, lines in zip(items, made.numpy().reshape(size, decoding.samples, -1), strict=False):
+                found[order[i]] = lines[:, : prompts[order[i]].new_tokens]
     return [found[i] for i in range(len(prompts))]
 
 

@@ -10,10 +10,8 @@ from functools import partial
 import numpy as np
 import torch
 
-from sani_dist.corpus.rows import LEARN, SENSITIVE, Batch, Rows, empty_batch, stacked, targets
-from sani_dist.engine import distributed
-from sani_dist.engine.host_memory import give_back
-from sani_dist.engine.rounds import rounds
+from sani_dist.corpus.rows import LEARN, SENSITIVE, Batch, Rows, targets
+from sani_dist.engine.map_rows import map_rows
 from sani_dist.engine.zero3 import Engine
 from sani_dist.kernels import Scores, token_scores
 
@@ -86,8 +84,8 @@ def score_views(
     ]
     shape = (len(rows), rows.row_length)
     found = [_empty(fields, shape) for _ in views]
-    for mine, dealt in rounds(len(rows), micro_rows):
-        batch = _full_batch(rows, mine, micro_rows)
+
+    def compute(batch: Batch) -> torch.Tensor:
         index, target, _, _ = targets(batch, roles=roles)
         with attention(engine, batch):
             scored = engine.forward(batch.input_ids, batch.position, partial(_scores, index, target, moments, views))
@@ -96,18 +94,14 @@ def score_views(
         for of_view, seen in zip(sent, scored, strict=True):
             for line, name in zip(of_view, fields, strict=True):
                 line[index + (batch.label is None)] = getattr(seen, name).float().cpu()
-        gathered = distributed.gather_in_rank_order(sent.to(engine.device)).cpu().numpy()
-        for part, items in zip(gathered, dealt, strict=True):
-            if not items:
-                continue
-            of_views = part.reshape(len(views), len(fields), micro_rows, rows.row_length)[:, :, : len(items)]
-            for arrays, values in zip(found, of_views, strict=True):
-                for name, value in zip(fields, values, strict=True):
-                    there = ~np.isnan(value)
-                    arrays[name][items.start : items.stop][there] = value[there]
-        if engine.device.type == "cpu":
-            give_back()
-        report(dealt[-1].stop)
+        return sent
+
+    for items, made in map_rows(engine, rows, micro_rows, compute, report=report):
+        of_views = made.numpy().reshape(len(views), len(fields), micro_rows, rows.row_length)[:, :, : len(items)]
+        for arrays, values in zip(found, of_views, strict=True):
+            for name, value in zip(fields, values, strict=True):
+                there = ~np.isnan(value)
+                arrays[name][items.start : items.stop][there] = value[there]
     return [TokenScores(**arrays) for arrays in found]
 
 
@@ -115,14 +109,6 @@ def _empty(fields: Sequence[str], shape: tuple[int, int]) -> dict[str, np.ndarra
     """Arrays of what is said of tokens that are no targets."""
     integers = {"is_argmax": np.zeros(shape, dtype=bool), "rank": np.full(shape, -1, dtype=np.int32)}
     return {name: integers.get(name, np.full(shape, np.nan, dtype=np.float32)) for name in fields}
-
-
-def _full_batch(rows: Rows, mine: range, micro_rows: int) -> Batch:
-    """The rows `mine`, filled up with padding: kernels may sum micro-batches of other shapes in another order."""
-    if len(mine) == micro_rows:
-        return rows.batch(mine)
-    rest = empty_batch(micro_rows - len(mine), rows.row_length)
-    return stacked([rows.batch(mine), rest]) if mine else rest
 
 
 def _scores(index: torch.Tensor, target: torch.Tensor, moments: bool, views: Sequence[View], hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, softcap: float | None) -> list[Scores]:  # fmt: skip # noqa: E501

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 
 from sani_dist.config import EraseSettings
-from sani_dist.corpus.rows import LEARN, SENSITIVE, Batch, Rows, empty_batch, targets
-from sani_dist.engine import distributed
-from sani_dist.engine.rounds import rounds
+from sani_dist.corpus.rows import LEARN, SENSITIVE, Batch, Rows, targets
+from sani_dist.engine.map_rows import map_rows
 from sani_dist.engine.zero3 import Engine
 from sani_dist.erase.plan import Memory, Plan, Unit
 from sani_dist.erase.structure import Units, last_units
@@ -120,10 +119,10 @@ def attribution(
     sizes = [group.count for group in groups]
     total = torch.zeros(sum(sizes) + len(groups) * len(roles) + len(roles), dtype=torch.float64)
     turns = [groups] if len(points) == 1 else [[group] for group in groups]
-    for mine, dealt in rounds(count, micro_rows):
-        batch = rows.batch(mine) if mine else empty_batch(micro_rows, rows.row_length)
+
+    def compute(batch: Batch) -> torch.Tensor:
         index, target, role, _ = targets(batch, roles=roles)
-        compute = partial(summed_loss, index, target)
+        loss = partial(summed_loss, index, target)
         scores = torch.zeros(total.shape, dtype=torch.float64, device=engine.device)
         of_units, of_roles, tokens = _parts(scores, sizes, roles)
         # [roles, tokens]: which role is predicted where.
@@ -133,17 +132,17 @@ def attribution(
         tokens += predicted.sum(dim=1)
         numbers = {id(group): number for number, group in enumerate(groups)}
         for turn in turns:
-            for group, part, flow in flows(engine, batch, compute, turn, points):
+            for group, part, flow in flows(engine, batch, loss, turn, points):
                 of_tokens = flow.abs().flatten(0, -2).double()
                 # Over all tokens, and the `width` values of each unit.
                 found = of_tokens.sum(dim=0).view(-1, group.width).sum(dim=1)
                 of_units[numbers[id(group)]][part.first : part.first + len(found)] += found
                 where = predicted if part.tokens is None else predicted[:, part.tokens]
                 of_roles[numbers[id(group)]] += where @ of_tokens.sum(dim=1)
-        for gathered, items in zip(distributed.gather_in_rank_order(scores), dealt, strict=True):
-            if items:
-                total += gathered.cpu()
-        report(dealt[-1].stop)
+        return scores
+
+    for _, made in map_rows(engine, rows, micro_rows, compute, count=count, report=report):
+        total += made
     of_units, of_roles, tokens = _parts(total, sizes, roles)
     return Flow(list(of_units), of_roles, [int(number) for number in tokens])
 

@@ -20,7 +20,7 @@ import torch
 
 from sani_dist.corpus.rows import Batch, PackedRows, empty_batch
 from sani_dist.engine import distributed
-from sani_dist.engine.rounds import rounds
+from sani_dist.engine.map_rows import rounds
 from sani_dist.errors import RunError
 from sani_dist.files import fsync
 
