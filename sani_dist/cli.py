@@ -361,6 +361,24 @@ def doctor(
 
 
 @app.command()
+def settings(
+    section: Annotated[
+        str | None,
+        typer.Argument(metavar="[SECTION]", help="such as corpus, repair or repair.objectives; default: all"),
+    ] = None,
+) -> None:
+    """Every setting of a settings file: its type, default and meaning.
+
+    Example: `sani-dist settings repair`
+    """
+    from sani_dist.settings_reference import settings as of_section
+
+    for name, kind, default, description in of_section(section):
+        console.print(f"[bold]{escape(name)}[/bold]  {escape(kind)}, default {escape(default)}", highlight=False)
+        console.print(f"    {escape(description)}", highlight=False)
+
+
+@app.command()
 def plan(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="config.json of a model, or its folder; weights need not be there")],
     gpus: Annotated[int, typer.Option(min=1, help="how many, over all nodes")],
