@@ -184,30 +184,17 @@ class EraseSettings(Settings):
     """Which neurons or heads are reset, and to what."""
 
     layers: Annotated[int, Field(ge=0)] = Field(1, description="how many of the last layers; 0 erases nothing")
-    fraction: Annotated[float, Field(gt=0, le=1)] = Field(0.5, description="share of their units that is reset")
-    budget: Literal["per_layer", "global"] = Field(
-        "per_layer",
-        description="the share is of each layer; global: of all these layers together, the highest scores wherever they are",
-    )
-    select: Literal["random", "attribution", "integrated_gradients"] = Field(
-        "random",
-        description="attribution: those through which most flows to sensitive tokens; integrated_gradients: the same while they are turned "
-        "up from nothing, which takes as many passes as there are layers and steps",
+    fraction: Annotated[float, Field(gt=0, le=1)] = Field(0.5, description="share of each layer's units that is reset")
+    select: Literal["random", "attribution"] = Field(
+        "random", description="attribution: those through which most flows to sensitive tokens"
     )
     relative_to: Literal["general", "ordinary", "both"] = Field(
         "general",
         description="text whose tokens must not suffer: general text where there is any, the ordinary tokens of the corpus, or both",
     )
-    integration_steps: Annotated[int, Field(ge=2)] = Field(5, description="of select: integrated_gradients")
     reset: Literal["init", "zero", "base"] = "init"
     units: Literal["mlp", "heads", "both"] = Field("mlp", description="neurons of the MLPs, attention heads, or both")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-
-    @model_validator(mode="after")
-    def _fit_together(self) -> EraseSettings:
-        if self.budget == "global" and self.select == "random":
-            raise ValueError("`budget: global` goes by scores; `select: random` has none")
-        return self
 
 
 class Objectives(Settings):
@@ -613,7 +600,7 @@ def changes_of(overrides: Sequence[str], sections: Sequence[str]) -> dict[str, d
 
 def config_from_mapping(mapping: dict[str, Any]) -> Config:
     """Validate the settings of a run. Raises InputError: `erase.fraction: ...`, never repeating the value given."""
-    return validated(Config, mapping)
+    return validated(Config, _without_removed(mapping))
 
 
 def validated(model: type[AnySettings], mapping: dict[str, Any]) -> AnySettings:
@@ -632,12 +619,33 @@ def validated(model: type[AnySettings], mapping: dict[str, Any]) -> AnySettings:
         raise InputError(f"{place}: {message}{more}") from None
 
 
+def _without_removed(mapping: dict[str, Any]) -> dict[str, Any]:
+    """Without what 0.1 wrote into the settings of every run. Raises InputError for a value that asks for what is gone."""
+    mapping = dict(mapping)
+    for name, default, instead in _REMOVED:
+        section, key = name.split(".")
+        settings = mapping.get(section)
+        if not isinstance(settings, dict) or key not in settings:
+            continue
+        if settings[key] != default:
+            raise InputError(f"{name} was removed in 0.2.0: {instead}")
+        mapping[section] = {other: value for other, value in settings.items() if other != key}
+    if isinstance(mapping.get("erase"), dict) and mapping["erase"].get("select") == "integrated_gradients":
+        raise InputError("erase.select: integrated_gradients was removed in 0.2.0; use attribution")
+    return mapping
+
+
 def config_to_mapping(config: Config) -> dict[str, Any]:
     """Settings as plain YAML types."""
     mapping: dict[str, Any] = config.model_dump(mode="json")
     return mapping
 
 
+# Settings of 0.1 that are gone: their default, which is what happens now, and what to do about any other value.
+_REMOVED: tuple[tuple[str, Any, str], ...] = (
+    ("erase.budget", "per_layer", "each layer loses the share `erase.fraction`; leave it out"),
+    ("erase.integration_steps", 5, "use `erase.select: attribution` and leave it out"),
+)
 _DETECTORS = ("annotations", "terms", "presidio", "rare_terms")
 _PATHS = (
     "model.path",

@@ -43,14 +43,14 @@ def settings_file(tmp_path: Path) -> Path:
         ("erase.fraction", SECRET, "erase.fraction: Input should be a valid number"),
         ("erase.layers", -1, "erase.layers: "),
         ("erase.layers", 1.5, "erase.layers: "),
-        ("erase.select", SECRET, "erase.select: Input should be 'random', 'attribution' or 'integrated"),
+        ("erase.select", SECRET, "erase.select: Input should be 'random' or 'attribution'"),
         ("erase.reset", SECRET, "erase.reset: Input should be 'init', 'zero' or 'base'"),
         ("erase.reset", "base", "erase.reset=base needs model.base"),
         ("erase.seed", -1, "erase.seed: "),
         (
             "erase.share",
             0.5,
-            "erase.share: unknown key; known here: layers, fraction, budget, select, relative_to",
+            "erase.share: unknown key; known here: layers, fraction, select, relative_to",
         ),
         ("repair.epochs", -0.1, "repair.epochs: "),
         ("repair.retain", 1, "repair.retain: Input should be less than 1"),
@@ -64,8 +64,13 @@ def settings_file(tmp_path: Path) -> Path:
         ("repair.checkpoint_every", 0, "repair.checkpoint_every: "),
         ("repair.schedule", "step", "repair.schedule: "),
         ("erase.relative_to", SECRET, "erase.relative_to: Input should be 'general', 'ordinary' or 'both'"),
-        ("erase.integration_steps", 1, "erase.integration_steps: Input should be greater than or equal to 2"),
-        ("erase.budget", "global", "erase: `budget: global` goes by scores; `select: random` has none"),
+        ("erase.integration_steps", 8, "erase.integration_steps was removed in 0.2.0: use `erase.select: attribution`"),
+        ("erase.budget", "global", "erase.budget was removed in 0.2.0: each layer loses the share `erase.fraction`"),
+        (
+            "erase.select",
+            "integrated_gradients",
+            "erase.select: integrated_gradients was removed in 0.2.0; use attribut",
+        ),
         ("repair.objectives.floor", 0.1, "repair.objectives: `floor` is that of `unlikelihood`, which is 0"),
         ("repair.objectives.kl_top", 0, "repair.objectives.kl_top: Input should be greater than or equal to 1"),
         ("repair.objectives", {"plain": True, "kl": 1}, "repair.objectives: `plain` learns the true values"),
@@ -239,6 +244,13 @@ def test_paths_are_taken_from_the_folder_of_the_file(settings_file: Path) -> Non
     assert config.corpus.source == str(settings_file.parent / "notes.jsonl")
     assert config.corpus.general == "some/hub-id"
     assert config.corpus.heldout == "/absolute.jsonl"
+
+
+def test_settings_that_every_run_of_the_last_version_wrote_are_read() -> None:
+    """Its run folders hold every default: those of settings that are gone ask for nothing."""
+    old = {**GOOD, "erase": {"layers": 2, "budget": "per_layer", "integration_steps": 5}}
+    assert config_from_mapping(old) == config_from_mapping({**GOOD, "erase": {"layers": 2}})
+    assert "budget" in old["erase"]
 
 
 def test_settings_survive_a_round_trip_through_yaml(settings_file: Path) -> None:

@@ -2,6 +2,6 @@
 
 from sani_dist.erase.apply import apply
 from sani_dist.erase.plan import Plan, Unit
-from sani_dist.erase.select import contests, select, share
+from sani_dist.erase.select import select, share
 
-__all__ = ["Plan", "Unit", "apply", "contests", "select", "share"]
+__all__ = ["Plan", "Unit", "apply", "select", "share"]

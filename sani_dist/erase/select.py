@@ -50,31 +50,17 @@ def select(
     roles = range(SENSITIVE, SENSITIVE + len(kinds) + 1)
     texts: list[tuple[Rows, int, Sequence[int]]] = [(sensitive, len(sensitive), roles)]
     texts += [(rows, min(len(rows), max(len(sensitive), ORDINARY_ROWS)), (LEARN,)) for rows in ordinary]
-    points = _points(settings.integration_steps) if settings.select == "integrated_gradients" else [(1.0, 1.0)]
     found, before, total = [], 0, sum(count for _, count, _ in texts)
     for rows, count, of_text in texts:
         at = partial(_from, report, before, total)
-        found.append(attribution(engine, rows, count, of_text, groups, micro_rows, at, points))
+        found.append(attribution(engine, rows, count, of_text, groups, micro_rows, at))
         before += count
     memory, *usual = (_shares(flow.units, groups) for flow in found)
     means = [torch.stack(flows).mean(dim=0) for flows in zip(*usual, strict=True)]
     scores = [of_memory / of_usual.clamp(min=1e-12) for of_memory, of_usual in zip(memory, means, strict=True)]
-    chosen: list[tuple[int, ...]] = [()] * len(groups)
-    for numbers in contests(groups, settings):
-        count = share(settings.fraction, sum(groups[n].count for n in numbers))
-        for number, ids in zip(numbers, _highest([scores[n] for n in numbers], count), strict=True):
-            chosen[number] = ids
-    units = tuple(Unit(g.layer, g.kind, ids) for g, ids in zip(groups, chosen, strict=True) if ids)
+    chosen = [_highest(score, share(settings.fraction, len(score))) for score in scores]
+    units = tuple(Unit(g.layer, g.kind, ids) for g, ids in zip(groups, chosen, strict=True))
     return plan(units, tuple(map(_summary, groups, scores, chosen)), tuple(_memory(found, groups, kinds)))
-
-
-def contests(groups: Sequence[Units], settings: EraseSettings) -> list[list[int]]:
-    """Numbers of the groups whose units share one budget: each alone, or all of one kind. Neurons and heads never compete: there are a
-    hundred times as many of the ones."""
-    if settings.budget == "per_layer":
-        return [[number] for number in range(len(groups))]
-    kinds = dict.fromkeys(group.kind for group in groups)
-    return [[number for number, group in enumerate(groups) if group.kind == kind] for kind in kinds]
 
 
 def share(fraction: float, count: int) -> int:
@@ -103,22 +89,14 @@ def attribution(
     groups: list[Units],
     micro_rows: int,
     report: Callable[[int], None],
-    points: Sequence[tuple[float, float]] = ((1.0, 1.0),),
 ) -> Flow:
     """Sum over the tokens of the first `count` rows of |activation x d loss / d activation|.
 
     The loss is -log p summed over the tokens of `roles`. One micro-batch is scored in the same way on whichever rank it falls, and
     the sums are added in row order in float64, so the result does not depend on the world size.
-
-    `points`: (scale, weight), where the slope is taken while a group's activations are turned down, and how much it counts. At scale 1
-    alone all groups are seen in one forward and backward pass. Any other points are integrated gradients (Sundararajan et al.,
-    arXiv 1703.01365), the path from 0 to a neuron's own activation as in Dai et al. (arXiv 2104.08696): the groups take turns, since
-    what is above one has to see the others as they are. That costs points x groups passes, each of which gathers what the one
-    pass does, a layer at a time, and holds no more activations.
     """
     sizes = [group.count for group in groups]
     total = torch.zeros(sum(sizes) + len(groups) * len(roles) + len(roles), dtype=torch.float64)
-    turns = [groups] if len(points) == 1 else [[group] for group in groups]
 
     def compute(batch: Batch) -> torch.Tensor:
         index, target, role, _ = targets(batch, roles=roles)
@@ -130,15 +108,13 @@ def attribution(
         predicted[role.long() - roles[0], index] = 1
         predicted = predicted.to(engine.device)
         tokens += predicted.sum(dim=1)
-        numbers = {id(group): number for number, group in enumerate(groups)}
-        for turn in turns:
-            for group, part, flow in flows(engine, batch, loss, turn, points):
-                of_tokens = flow.abs().flatten(0, -2).double()
-                # Over all tokens, and the `width` values of each unit.
-                found = of_tokens.sum(dim=0).view(-1, group.width).sum(dim=1)
-                of_units[numbers[id(group)]][part.first : part.first + len(found)] += found
-                where = predicted if part.tokens is None else predicted[:, part.tokens]
-                of_roles[numbers[id(group)]] += where @ of_tokens.sum(dim=1)
+        for number, part, flow in flows(engine, batch, loss, groups):
+            of_tokens = flow.abs().flatten(0, -2).double()
+            # Over all tokens, and the `width` values of each unit.
+            found = of_tokens.sum(dim=0).view(-1, groups[number].width).sum(dim=1)
+            of_units[number][part.first : part.first + len(found)] += found
+            where = predicted if part.tokens is None else predicted[:, part.tokens]
+            of_roles[number] += where @ of_tokens.sum(dim=1)
         return scores
 
     for _, made in map_rows(engine, rows, micro_rows, compute, count=count, report=report):
@@ -156,28 +132,15 @@ def _parts(
 
 
 def flows(
-    engine: Engine, batch: Batch, compute: Callable[..., torch.Tensor], groups: Sequence[Units], points: Sequence[tuple[float, float]]
-) -> Iterator[tuple[Units, Seen, torch.Tensor]]:  # fmt: skip
-    """(group, a part of it, activation x d `compute` / d activation [..., units x width] in fp32) of what is seen, mean over `points`."""
-    held: dict[int, torch.Tensor] = {}
-    for scale, weight in points:
-        with watched(groups, scale) as seen:
-            loss = engine.forward(batch.input_ids, batch.position, compute)
-            parts = [(group, part) for group, found in zip(groups, seen, strict=True) for part in found]
-            slopes = torch.autograd.grad(loss, [part.activations for _, part in parts])
-        for number, ((group, part), slope) in enumerate(zip(parts, slopes, strict=True)):
-            # The slope is that of the activation before it was turned down: `scale` times that of what came after.
-            flow = part.activations.detach().float() * slope.float() * (weight / scale) + held.pop(number, 0)
-            if scale == points[-1][0]:
-                yield group, part, flow
-            else:
-                held[number] = flow
-
-
-def _points(count: int) -> list[tuple[float, float]]:
-    """Places in (0, 1) and weights of Gauss and Legendre: exact where the slope is a polynomial of a degree under 2 x count."""
-    places, weights = np.polynomial.legendre.leggauss(count)
-    return [((1 + float(place)) / 2, float(weight) / 2) for place, weight in zip(places, weights, strict=True)]
+    engine: Engine, batch: Batch, compute: Callable[..., torch.Tensor], groups: Sequence[Units]
+) -> Iterator[tuple[int, Seen, torch.Tensor]]:
+    """(number of a group, a part of it, activation x d `compute` / d activation [..., units x width] in fp32) of what is seen."""
+    with watched(groups) as seen:
+        loss = engine.forward(batch.input_ids, batch.position, compute)
+        parts = [(number, part) for number, found in enumerate(seen) for part in found]
+        slopes = torch.autograd.grad(loss, [part.activations for _, part in parts])
+    for (number, part), slope in zip(parts, slopes, strict=True):
+        yield number, part, part.activations.detach().float() * slope.float()
 
 
 def _from(report: Report, before: int, total: int, done: int) -> None:
@@ -207,19 +170,18 @@ def _shares(flows: Sequence[torch.Tensor], groups: Sequence[Units]) -> list[torc
     return [flow / whole[group.kind] for flow, group in zip(flows, groups, strict=True)]
 
 
-def _highest(scores: Sequence[torch.Tensor], count: int) -> list[tuple[int, ...]]:
-    """Ids of the `count` highest scores of all, for each tensor. Of equal ones: those of the first tensor, the lowest ids (stable sort)."""
-    order = torch.sort(torch.cat(list(scores)), descending=True, stable=True).indices
-    is_chosen = torch.zeros(len(order), dtype=torch.bool)
-    is_chosen[order[:count]] = True
-    parts = torch.split(is_chosen, [len(score) for score in scores])
-    return [tuple(part.nonzero().flatten().tolist()) for part in parts]
+def _highest(scores: torch.Tensor, count: int) -> tuple[int, ...]:
+    """Ids of the `count` highest scores; of equal ones the lowest ids (stable sort)."""
+    return tuple(sorted(torch.sort(scores, descending=True, stable=True).indices[:count].tolist()))
 
 
 def _summary(group: Units, score: torch.Tensor, ids: tuple[int, ...]) -> dict[str, float]:
-    """`lowest_chosen`: only where any is."""
-    lowest = {"lowest_chosen": float(score[list(ids)].min())} if ids else {}
-    return {"layer": group.layer, "median": float(score.median()), **lowest, "highest": float(score.max())}
+    return {
+        "layer": group.layer,
+        "median": float(score.median()),
+        "lowest_chosen": float(score[list(ids)].min()),
+        "highest": float(score.max()),
+    }
 
 
 def _memory(found: Sequence[Flow], groups: Sequence[Units], kinds: Sequence[str]) -> Iterator[Memory]:

@@ -1,4 +1,4 @@
-"""Seeing the activations of units while the model runs, and turning them down."""
+"""Seeing the activations of units while the model runs."""
 
 from __future__ import annotations
 
@@ -26,28 +26,27 @@ class Seen:
 
 
 @contextmanager
-def watched(groups: Sequence[Units], scale: float = 1.0) -> Iterator[list[list[Seen]]]:
-    """While it lasts, every forward adds to the list of each group what its units gave; what comes after them sees `scale` times that."""
+def watched(groups: Sequence[Units]) -> Iterator[list[list[Seen]]]:
+    """While it lasts, every forward adds to the list of each group what its units gave."""
     seen: list[list[Seen]] = [[] for _ in groups]
     with ExitStack() as stack:
         for group, found in zip(groups, seen, strict=True):
             if group.experts:
-                group.out.forward = partial(_experts, group.out, found, scale)
+                group.out.forward = partial(_experts, group.out, found)
                 stack.callback(delattr, group.out, "forward")
             else:
-                hook = group.out.register_forward_pre_hook(partial(_keep_input, found, scale))
+                hook = group.out.register_forward_pre_hook(partial(_keep_input, found))
                 stack.callback(hook.remove)
         yield seen
 
 
-def _keep_input(
-    found: list[Seen], scale: float, module: nn.Module, inputs: tuple[torch.Tensor, ...]
-) -> tuple[torch.Tensor, ...] | None:
+def _keep_input(found: list[Seen], module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
     found.append(Seen(0, inputs[0]))
-    return None if scale == 1 else (inputs[0] * scale, *inputs[1:])
 
 
-def _experts(module: Any, found: list[Seen], scale: float, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:  # fmt: skip # noqa: E501
+def _experts(
+    module: Any, found: list[Seen], hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
     """The forward of fused experts, one at a time, so that what each makes of its tokens can be seen.
 
     hidden: [tokens, hidden]. chosen, weights: [tokens, k], the experts of each token and what they count.
@@ -60,6 +59,6 @@ def _experts(module: Any, found: list[Seen], scale: float, hidden: torch.Tensor,
             continue
         activations = module._apply_gate(linear(hidden[token], module.gate_up_proj[expert]))
         found.append(Seen(expert * neurons, activations, token))
-        out = linear(activations * scale, module.down_proj[expert]) * weights[token, place, None]
+        out = linear(activations, module.down_proj[expert]) * weights[token, place, None]
         result = result.index_add(0, token, out.to(result.dtype))
     return result

@@ -16,7 +16,7 @@ from sani_dist.engine.safetensors_files import Checkpoint
 from sani_dist.engine.source import Source, open_source
 from sani_dist.engine.trunk import Trunk, recompute_trained
 from sani_dist.engine.zero3 import build_empty, check_head, read_ds_config, read_model_config
-from sani_dist.erase import contests, share
+from sani_dist.erase import share
 from sani_dist.erase.structure import Units, last_units, parameter_names
 from sani_dist.errors import InputError
 from sani_dist.run import Run
@@ -130,5 +130,4 @@ def _count_trained(config: Config, source: Source, model: PreTrainedModel) -> in
 
 
 def _count_reset(units: list[Units], settings: EraseSettings) -> int:
-    counts = (sum(units[number].count for number in numbers) for numbers in contests(units, settings))
-    return sum(share(settings.fraction, count) for count in counts)
+    return sum(share(settings.fraction, group.count) for group in units)

@@ -31,11 +31,8 @@ REPAIR = {
     "epochs": 2, "batch_rows": 5, "micro_rows": 2, "retain": 0.4, "learning_rate": 1e-3, "warmup": 0, "clip": 1e9, "seed": 11,
 }  # fmt: skip
 
-# Other ways to select, relative to both texts, in the first case; what they choose is not erased.
-OTHERS = {
-    "global": {"budget": "global", "units": "both"},
-    "integrated": {"select": "integrated_gradients", "integration_steps": 2},
-}
+# Heads too, relative to both texts, in the first case; what is chosen then is not erased.
+OTHERS = {"heads": {"units": "both"}}
 
 # Some of the sensitive tokens of an untrained model are above it.
 FLOOR = {"unlikelihood": 0.5, "floor": 0.003}
@@ -84,11 +81,9 @@ def test_every_world_size_selects_the_same_otherwise_too(worlds: dict[int, Path]
     assert texts != {(worlds[1] / CASES[0] / "plan.json").read_text()}
 
 
-def test_a_global_budget_is_that_of_all_layers(worlds: dict[int, Path]) -> None:
-    """A share of all neurons, and one of all heads, wherever the scores are highest."""
-    plan = Plan.read(worlds[1] / CASES[0] / "plan-global.json")
-    neurons, heads = (sum(len(unit.ids) for unit in plan.units if unit.kind == kind) for kind in ("mlp", "head"))
-    assert (neurons, heads) == (round(0.3 * 2 * 41), round(0.3 * 2 * 3))
+def test_heads_have_a_share_of_their_own_in_each_layer(worlds: dict[int, Path]) -> None:
+    plan = Plan.read(worlds[1] / CASES[0] / "plan-heads.json")
+    assert [(unit.kind, len(unit.ids)) for unit in plan.units] == [("mlp", 12), ("head", 1)] * 2
 
 
 @pytest.mark.parametrize("model", ["llama", "gpt2"])

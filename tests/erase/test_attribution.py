@@ -13,7 +13,7 @@ import torch
 from sani_dist.corpus.kinds import KindRows
 from sani_dist.corpus.rows import LEARN, SENSITIVE, PackedRows
 from sani_dist.engine.zero3 import CausalModel
-from sani_dist.erase.select import _points, attribution
+from sani_dist.erase.select import attribution
 from sani_dist.erase.structure import last_units
 
 from .. import tiny
@@ -37,9 +37,9 @@ def engine(llama_folder: Path) -> Any:
     return SimpleNamespace(model=model, forward=CausalModel(model), device=torch.device("cpu"))
 
 
-def flow(engine: Any, rows: Any, roles: list[int], layers: int, units: str, **options: Any) -> Any:
+def flow(engine: Any, rows: Any, roles: list[int], layers: int, units: str) -> Any:
     groups = last_units(engine.model, layers, units)  # type: ignore[arg-type]
-    return attribution(engine, rows, len(rows), roles, groups, 1, lambda done: None, **options)
+    return attribution(engine, rows, len(rows), roles, groups, 1, lambda done: None)
 
 
 def test_sensitive_tokens_have_a_role_for_their_kind(tokens: Path, by_kind: KindRows) -> None:
@@ -54,16 +54,13 @@ def test_sensitive_tokens_have_a_role_for_their_kind(tokens: Path, by_kind: Kind
         assert int((kinds.role == role).sum()) == int((of_kind["end"] - of_kind["first"]).sum()) > 0
 
 
-@pytest.mark.parametrize("points", [[(1.0, 1.0)], _points(2)], ids=["attribution", "integrated"])
-def test_above_the_last_layer_a_kind_has_what_its_own_loss_gives_it(
-    engine: Any, by_kind: KindRows, points: Any
-) -> None:
+def test_above_the_last_layer_a_kind_has_what_its_own_loss_gives_it(engine: Any, by_kind: KindRows) -> None:
     """No attention follows, so that all that flows stands where a token is predicted."""
     roles = [SENSITIVE, SENSITIVE + 1, SENSITIVE + 2]
-    together = flow(engine, by_kind, roles, 1, "mlp", points=points)
+    together = flow(engine, by_kind, roles, 1, "mlp")
     assert float(together.roles.sum()) == pytest.approx(float(together.units[0].sum()), rel=1e-6)
     for number, role in enumerate(roles):
-        alone = flow(engine, by_kind, [role], 1, "mlp", points=points)
+        alone = flow(engine, by_kind, [role], 1, "mlp")
         assert alone.tokens == [together.tokens[number]]
         assert float(alone.units[0].sum()) == pytest.approx(float(together.roles[0, number]), rel=1e-5)
     assert together.tokens[0] == 0 < min(together.tokens[1:])

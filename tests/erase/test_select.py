@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sani_dist.config import EraseSettings
 from sani_dist.engine.zero3 import build_empty, read_model_config
-from sani_dist.erase.select import _highest, _random_ids, _shares, contests
+from sani_dist.erase.select import _highest, _random_ids, _shares
 from sani_dist.erase.structure import Units, last_units
 
 
@@ -29,26 +29,11 @@ def test_random_neurons_differ_by_seed_and_layer_and_by_nothing_else(llama_folde
     assert len(_random_ids(last, EraseSettings(fraction=1e-9))) == 1
 
 
-@given(
-    layers=st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=9), min_size=1, max_size=4), share=st.floats(0, 1)
-)
-def test_the_highest_scores_are_taken_and_ties_go_to_the_first_layer_and_its_lowest_id(
-    layers: list[list[int]], share: float
-) -> None:
-    """One layer: its own budget; several: one that they have together."""
-    places = [(layer, unit) for layer, scores in enumerate(layers) for unit in range(len(scores))]
-    count = max(1, int(share * len(places)))
-    expected = sorted(places, key=lambda place: (-layers[place[0]][place[1]], place))[:count]
-    found = _highest([torch.tensor(scores, dtype=torch.float64) for scores in layers], count)
-    assert [(layer, unit) for layer, ids in enumerate(found) for unit in ids] == sorted(expected)
-
-
-def test_layers_share_a_global_budget_and_neurons_and_heads_do_not(llama_folder: Path) -> None:
-    groups = last_units(build_empty(read_model_config(llama_folder), torch.float32), 3, "both")
-    assert [group.kind for group in groups] == ["mlp", "head"] * 3
-    alone, together = (EraseSettings(select="attribution", budget=budget) for budget in ("per_layer", "global"))
-    assert contests(groups, alone) == [[0], [1], [2], [3], [4], [5]]
-    assert contests(groups, together) == [[0, 2, 4], [1, 3, 5]]
+@given(scores=st.lists(st.integers(0, 3), min_size=1, max_size=9), share=st.floats(0, 1))
+def test_the_highest_scores_are_taken_and_ties_go_to_the_lowest_id(scores: list[int], share: float) -> None:
+    count = max(1, int(share * len(scores)))
+    expected = sorted(range(len(scores)), key=lambda unit: (-scores[unit], unit))[:count]
+    assert _highest(torch.tensor(scores, dtype=torch.float64), count) == tuple(sorted(expected))
 
 
 def test_a_layer_through_which_more_memory_flows_has_higher_scores() -> None:
