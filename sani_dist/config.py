@@ -406,16 +406,6 @@ class VerifySettings(Settings):
     max_general_loss: Rise | None = Field(None, description="relative rise of perplexity on general text")
 
 
-class TrackingSettings(Settings):
-    """Who gets the curves of training and the figures of the audits, while the run goes."""
-
-    to: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = Field(
-        ("tensorboard",),
-        description="tensorboard: files in the run folder's logs/; mlflow, wandb: as their own variables say",
-    )
-    project: str = Field("sani_dist", description="experiment of MLflow, project of Weights & Biases")
-
-
 def _number_of_workers(value: Any, validated: ValidatorFunctionWrapHandler) -> int | tuple[int, int]:
     try:
         found: int | tuple[int, int] = validated(value)
@@ -503,7 +493,6 @@ class Config(Settings):
     audit: AuditSettings = AuditSettings()
     attack: AttackSettings = AttackSettings()
     verify: VerifySettings = VerifySettings()
-    tracking: TrackingSettings = TrackingSettings()
     cluster: ClusterSettings = ClusterSettings()
 
     @model_validator(mode="after")
@@ -630,6 +619,8 @@ def _without_removed(mapping: dict[str, Any]) -> dict[str, Any]:
         if settings[key] != default:
             raise InputError(f"{name} was removed in 0.2.0: {instead}")
         mapping[section] = {other: value for other, value in settings.items() if other != key}
+    if mapping.get("tracking") == {}:
+        del mapping["tracking"]
     if isinstance(mapping.get("erase"), dict) and mapping["erase"].get("select") == "integrated_gradients":
         raise InputError("erase.select: integrated_gradients was removed in 0.2.0; use attribution")
     return mapping
@@ -645,6 +636,8 @@ def config_to_mapping(config: Config) -> dict[str, Any]:
 _REMOVED: tuple[tuple[str, Any, str], ...] = (
     ("erase.budget", "per_layer", "each layer loses the share `erase.fraction`; leave it out"),
     ("erase.integration_steps", 5, "use `erase.select: attribution` and leave it out"),
+    ("tracking.to", ["tensorboard"], "curves for TensorBoard are always in logs/ of the run folder; leave it out"),
+    ("tracking.project", "sani_dist", "TensorBoard needs none; leave it out"),
 )
 _DETECTORS = ("annotations", "terms", "presidio", "rare_terms")
 _PATHS = (

@@ -65,6 +65,12 @@ def settings_file(tmp_path: Path) -> Path:
         ("repair.schedule", "step", "repair.schedule: "),
         ("erase.relative_to", SECRET, "erase.relative_to: Input should be 'general', 'ordinary' or 'both'"),
         ("erase.integration_steps", 8, "erase.integration_steps was removed in 0.2.0: use `erase.select: attribution`"),
+        (
+            "tracking.to",
+            ["tensorboard", "mlflow"],
+            "tracking.to was removed in 0.2.0: curves for TensorBoard are always",
+        ),
+        ("tracking.project", SECRET, "tracking.project was removed in 0.2.0: TensorBoard needs none"),
         ("erase.budget", "global", "erase.budget was removed in 0.2.0: each layer loses the share `erase.fraction`"),
         (
             "erase.select",
@@ -89,7 +95,7 @@ def settings_file(tmp_path: Path) -> Path:
         (
             "modle",
             {},
-            "modle: unknown key; known here: model, corpus, erase, repair, audit, attack, verify, tracking, cluster",
+            "modle: unknown key; known here: model, corpus, erase, repair, audit, attack, verify, cluster",
         ),
         ("corpus.row_length", 8, "corpus.row_length: "),
         ("corpus.source", None, "corpus: needs `source`, or `general`"),
@@ -248,7 +254,11 @@ def test_paths_are_taken_from_the_folder_of_the_file(settings_file: Path) -> Non
 
 def test_settings_that_every_run_of_the_last_version_wrote_are_read() -> None:
     """Its run folders hold every default: those of settings that are gone ask for nothing."""
-    old = {**GOOD, "erase": {"layers": 2, "budget": "per_layer", "integration_steps": 5}}
+    old = {
+        **GOOD,
+        "erase": {"layers": 2, "budget": "per_layer", "integration_steps": 5},
+        "tracking": {"to": ["tensorboard"], "project": "sani_dist"},
+    }
     assert config_from_mapping(old) == config_from_mapping({**GOOD, "erase": {"layers": 2}})
     assert "budget" in old["erase"]
 

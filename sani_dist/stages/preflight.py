@@ -21,7 +21,6 @@ from sani_dist.erase.structure import Units, last_units, parameter_names
 from sani_dist.errors import InputError
 from sani_dist.run import Run
 from sani_dist.stage_list import ORDER
-from sani_dist.tracking import check_installed
 
 
 def check(config: Config) -> dict[str, Any]:
@@ -29,7 +28,6 @@ def check(config: Config) -> dict[str, Any]:
 
     Raises InputError with one line. Returns the counts that describe the run.
     """
-    check_installed(config.tracking)
     check_tasks(config.audit.harness)
     source = open_source(config.model)
     read_ds_config(config.cluster.ds_config, source.dtype)

@@ -41,7 +41,7 @@ class Rank:
         self.run, self.config, self.checkpoint_asked = run, run.config, checkpoint_asked
         self.first = distributed.rank() == 0
         self.metrics = Metrics(run.path("metrics.jsonl"), self.first)
-        self.curves = Curves(run.path("logs"), self.config.tracking, self.first)
+        self.curves = Curves(run.path("logs"), self.first)
         self.source = open_source(run.config.model)
         self.corpus = Corpus(run.path("corpus"), run.path("tokens", "epoch-000"))
         self.stopping = self.in_steps = False

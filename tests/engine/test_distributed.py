@@ -6,6 +6,7 @@ import importlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -87,8 +88,9 @@ print("threads", torch.get_num_threads())
     assert "threads 3" in run_alone(script, OMP_NUM_THREADS="1").stdout
 
 
-def test_only_a_rank_imports_deepspeed_and_only_who_tracks_with_it_mlflow() -> None:
-    """Each would take a second or two of every command, of every rank."""
+def test_only_a_rank_imports_deepspeed_and_nothing_imports_mlflow(tmp_path: Path) -> None:
+    """Each would take a second or two of every command, of every rank; DeepSpeed imports MLflow where it is installed."""
+    tmp_path.joinpath("mlflow.py").touch()
     script = """
 import sys
 import sani_dist.cli, sani_dist.pipeline
@@ -99,7 +101,7 @@ after = slow & sys.modules.keys()
 import mlflow
 print(before, after, mlflow.__name__)
 """
-    done = run_alone(script)
+    done = run_alone(script, PYTHONPATH=os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     assert done.stdout.splitlines()[-1] == "set() {'deepspeed'} mlflow", done.stderr
 
 
