@@ -388,9 +388,8 @@ def plan(
     batch_rows: Annotated[int | None, typer.Option(min=1, help="repair.batch_rows; default: one micro-batch on each GPU")] = None,
     ds_config: Annotated[Path | None, typer.Option(help="a DeepSpeed file of your own, beside those of ds_configs/")] = None,
     tokens: Annotated[float, typer.Option(min=1, help="of the text, times the epochs")] = 1e8,
-    price: Annotated[float | None, typer.Option(min=0, help="of one GPU for an hour")] = None,
 ) -> None:  # fmt: skip
-    """Memory of each GPU, time and cost of repair, and which ds_config fits, before any GPU is paid for. Loads no weights.
+    """Memory of each GPU, GPU-hours of repair, and which ds_config fits, before any GPU is paid for. Loads no weights.
 
     Example: `sani-dist plan ./model --gpus 64 --gpu h100`
     """
@@ -404,7 +403,7 @@ def plan(
         read_ds_config(ds_config, shape.dtype)
     job = Job(GPUS[gpu], gpus, batch_rows or gpus * micro_rows)
     estimates = [estimate(shape, job, path) for path in [*supplied(), *([ds_config] if ds_config else [])]]
-    show(console, shape, job, estimates, tokens, price)
+    show(console, shape, job, estimates, tokens)
 
 
 @app.command()

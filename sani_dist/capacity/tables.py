@@ -19,10 +19,8 @@ def supplied() -> list[Path]:
     return sorted(p for p in DEFAULT_DS_CONFIG.parent.glob("*.json") if p.name != "zero3_cpu.json")
 
 
-def show(
-    console: Console, shape: ModelShape, job: Job, estimates: Sequence[Estimate], tokens: float, price: float | None
-) -> None:
-    """Print memory by DeepSpeed file, which files fit, and the time of those that do. `price`: of one GPU for an hour."""
+def show(console: Console, shape: ModelShape, job: Job, estimates: Sequence[Estimate], tokens: float) -> None:
+    """Print memory by DeepSpeed file, which files fit, and the time of those that do."""
     console.print(f"model   {shape.architecture}, {shape.parameters:,} parameters, {_dtype(shape)}")
     console.print(f"on      {job.gpus} x {job.gpu.title}, {job.nodes} node{'s' * (job.nodes > 1)}")
     console.print(
@@ -34,7 +32,7 @@ def show(
             console.print(f"{found.name} does not fit: {found.why_not}", soft_wrap=True)
     for found in estimates:
         if found.fits:
-            console.print(f"{found.name} fits: {_time(shape, job, found, tokens, price)}", soft_wrap=True)
+            console.print(f"{found.name} fits: {_time(shape, job, found, tokens)}", soft_wrap=True)
     console.print("Planned from arithmetic, not measured; times assume 40 % of the peak and 70 % of the links.")
 
 
@@ -68,15 +66,12 @@ def gpu_hours(shape: ModelShape, job: Job, seconds: float, tokens: float) -> flo
     return tokens / (job.batch_rows * shape.row_length) * seconds * job.gpus / 3600
 
 
-def _time(shape: ModelShape, job: Job, found: Estimate, tokens: float, price: float | None) -> str:
+def _time(shape: ModelShape, job: Job, found: Estimate, tokens: float) -> str:
     if found.seconds is None:
         return "its time depends on the disks"
     low, high = found.seconds
     hours = [gpu_hours(shape, job, seconds, tokens) for seconds in found.seconds]
-    text = f"{low:.2f} to {high:.2f} s a step, {hours[0]:,.1f} to {hours[1]:,.1f} GPU-hours for {tokens / 1e6:,.0f} million tokens"
-    return (
-        text if price is None else f"{text} ({hours[0] * price:,.0f} to {hours[1] * price:,.0f} at {price:g} an hour)"
-    )
+    return f"{low:.2f} to {high:.2f} s a step, {hours[0]:,.1f} to {hours[1]:,.1f} GPU-hours for {tokens / 1e6:,.0f} million tokens"
 
 
 def _dtype(shape: ModelShape) -> str:
