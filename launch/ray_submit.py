@@ -1,7 +1,6 @@
 """A run as a job of a Ray cluster, submitted from outside of it. The same command again goes on with a run that was stopped.
 
 python launch/ray_submit.py /shared/hospital.yaml --out /shared/run --set cluster.workers=8
-python launch/ray_submit.py /shared/sweep.yaml --out /shared/sweep --sweep
 python launch/ray_submit.py --follow JOB        python launch/ray_submit.py --stop JOB
 
 Paths are those of the cluster: settings, model, text and run folder on storage that all its nodes share. Prints the job's log and ends
@@ -32,18 +31,13 @@ def main(arguments: list[str] | None = None) -> int:
     if (chosen.config is None) == (chosen.follow is None and chosen.stop is None):
         print("error: give a settings file, or --follow JOB, or --stop JOB", file=sys.stderr)
         return 2
-    if chosen.sweep and chosen.overrides:
-        print("error: the settings of a sweep stand in its file; --set is for a run", file=sys.stderr)
-        return 2
     try:
         client = JobSubmissionClient(chosen.address)
         if chosen.stop is not None:
             client.stop_job(chosen.stop)
             return 0
         job: str = chosen.follow or client.submit_job(
-            entrypoint=sweep_entrypoint(chosen.config, chosen.out)
-            if chosen.sweep
-            else entrypoint(chosen.config, chosen.out, chosen.overrides)
+            entrypoint=entrypoint(chosen.config, chosen.out, chosen.overrides)
         )
         print(f"job {job}", flush=True)
         return follow(client, job)
@@ -68,11 +62,6 @@ def entrypoint(config: str, out: str, overrides: list[str]) -> str:
         f"if [ -e {run}/config.yaml ]; then exec sani-dist resume {run} {_sets(of_cluster)}; fi; "
         f"exec sani-dist run {settings} --out {run} {_sets(overrides)}"
     )
-
-
-def sweep_entrypoint(config: str, out: str) -> str:
-    """The job of a sweep, which goes on by itself. Its trials run on the cluster of the job."""
-    return f"exec sani-dist sweep {shlex.quote(config)} --out {shlex.quote(out)}"
 
 
 def _sets(overrides: list[str]) -> str:
@@ -103,7 +92,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("config", nargs="?", metavar="CONFIG", help="settings file, as the cluster sees it")
     parser.add_argument("--out", "-o", default="run", help="run folder, as the cluster sees it; new or begun")
     parser.add_argument("--set", action="append", dest="overrides", default=[], help="--set cluster.workers=8")
-    parser.add_argument("--sweep", action="store_true", help="the file is that of a sweep, and so is the folder")
     parser.add_argument("--address", default=ADDRESS, help="of the Ray dashboard")
     parser.add_argument("--follow", metavar="JOB", help="show a job that was submitted before")
     parser.add_argument("--stop", metavar="JOB", help="end a job; its run can be resumed")

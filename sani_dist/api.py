@@ -1,4 +1,4 @@
-"""What the commands call: `sanitize`, `resume`, `audit`, `attack`, `sweep`, `report`, `verify`.
+"""What the commands call: `sanitize`, `resume`, `audit`, `attack`, `report`, `verify`.
 
 Imports of torch and the stages wait until a function needs them, so that `--help` answers at once.
 """
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from sani_dist.attack.result import Result
     from sani_dist.report import Outcome
     from sani_dist.run import Run
-    from sani_dist.sweep import SweepSettings
-    from sani_dist.sweep.trials import Figure, Trial
 
 OnEvent = Callable[[dict[str, Any]], None]
 
@@ -140,19 +138,6 @@ def attack(
         # The same path may hold another text by now, and then it is not.
         prepare_attack(run)
     return _execute(run, on_event)
-
-
-def sweep(
-    settings: SweepSettings, folder: Path, *, on_trial: Callable[[Trial, dict[str, Figure]], None] = lambda trial, figures: None
-) -> dict[str, Any]:  # fmt: skip
-    """Try the points of a space as runs in `folder`, or go on with a sweep that was stopped; returns the document of `folder/sweep.json`.
-
-    `on_trial`: called with each trial that has finished and its figures; the page in `folder` is written anew each time.
-    Raises InputError before any trial starts, RunError when the audit before failed or a signal ended the sweep.
-    """
-    from sani_dist.sweep.story import run_sweep
-
-    return run_sweep(settings, folder, on_trial)
 
 
 def measurements(run: Run, when: str) -> list[dict[str, Any]]:

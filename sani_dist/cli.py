@@ -151,36 +151,10 @@ def attack(
     _show(target)
 
 
-@app.command()
-def sweep(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of the sweep (docs/sweep.md)")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="folder of the sweep, new or begun")] = Path("sweep"),
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="load no weights, print the points and what they cost")] = False,
-) -> None:  # fmt: skip
-    """Try many settings of erase and repair, each as a run: which of them none beats, and the one to take as chosen.yaml.
-
-    The same command goes on with a sweep that was stopped. Exit code 1 when no point keeps the limits.
-
-    Example: `sani-dist sweep launch/sweep_demo.yaml --out sweep`
-    """
-    from sani_dist import api
-    from sani_dist.sweep import load_sweep
-    from sani_dist.sweep.story import steps_of_points
-    from sani_dist.terminal import points_table, sweep_table, trial_line
-
-    settings = load_sweep(config)
-    if dry_run:
-        console.print(points_table(steps_of_points(settings), len(settings.seeds)))
-        return
-    document = api.sweep(
-        settings, out, on_trial=lambda trial, found: console.print(trial_line(trial.name, found), soft_wrap=True)
-    )
-    console.print(sweep_table(document))
-    console.print(f"report: {out / 'index.html'}", soft_wrap=True)
-    if document["chosen"] is None:
-        console.print("no point keeps the limits")
-        raise typer.Exit(LIMIT_MISSED)
-    console.print(f"chosen: point {document['chosen']}, {out / 'chosen.yaml'}", soft_wrap=True)
+@app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def sweep() -> None:
+    """Removed in 0.2.0."""
+    raise InputError("sweep was removed in 0.2.0: loop over `sani-dist run --set ...`, and see `sani-dist compare`")
 
 
 @app.command()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -19,10 +19,6 @@ from sani_dist.attack.result import ATTACKED, GOLD, PREFERENCE, Result
 from sani_dist.audit.measurement import Measurement
 from sani_dist.report.catalogue import POPULATIONS
 from sani_dist.run import Run
-
-if TYPE_CHECKING:
-    from sani_dist.sweep.settings import Point
-    from sani_dist.sweep.trials import Figure
 
 NAMES = {
     "prepare": "Find sensitive spans",
@@ -167,44 +163,6 @@ def attack_table(results: Sequence[Result]) -> Table:
 def _worst(result: Result, metric: str, population: str) -> Measurement | None:
     found = [m for m in result.measurements if (m.metric, m.population) == (metric, population) and m.value is not None]
     return max(found, key=lambda m: m.value or 0.0, default=None)
-
-
-def points_table(steps: Sequence[tuple[Point, int]], seeds: int) -> Table:
-    """What a sweep would try, and what it costs."""
-    table = _table(f"{len(steps)} points, {seeds * len(steps)} trials")
-    for name in ("point", "steps of a trial"):
-        table.add_column(name, justify="left" if name == "point" else "right", overflow="fold")
-    for point, count in steps:
-        table.add_row(f"{point.number}: {point}", f"{count:,}")
-    table.caption = f"{seeds * sum(count for _, count in steps):,} optimizer steps in all, and an audit for each trial"
-    return table
-
-
-def trial_line(name: str, figures: Mapping[str, Figure]) -> str:
-    """A trial that has finished."""
-    leak = figures["leak"]
-    said = [f"leak above control at most {_share(max(leak.bound, 0))}" if leak.bound is not None else str(leak.reason)]
-    said += [
-        f"{POPULATIONS.get(split, split)} {figure.value:+.1%}"
-        for split, figure in figures.items()
-        if split != "leak" and figure.value is not None
-    ]
-    return f"trial {name}: {', '.join(said)}"
-
-
-def sweep_table(document: dict[str, Any]) -> Table:
-    """The points of a sweep that were measured, least leak first."""
-    table = _table(f"Sweep: {len(document['points'])} points")
-    texts = [t for t in ("heldout", "general_test") if any(point[t] for point in document["points"])]
-    for name in ("point", "leak above control", *(POPULATIONS.get(text, text) for text in texts), ""):
-        table.add_column(name, justify="right" if name else "left", overflow="fold")
-    measured = [point for point in document["points"] if point["leak"]]
-    for point in sorted(measured, key=lambda point: point["leak"]["mean"]):
-        rises = [f"{point[text]['mean']:+.1%}" if point[text] else "-" for text in texts]
-        said = "chosen" if point["number"] == document["chosen"] else "on the front" if point["front"] else ""
-        table.add_row(str(point["number"]), _share(max(point["leak"]["mean"], 0)), *rises, said)
-    table.caption = "leak: 100 samples, upper bound; perplexity: rise. Means over seeds."
-    return table
 
 
 def _table(title: str) -> Table:

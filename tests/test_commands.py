@@ -17,7 +17,11 @@ from sani_dist.errors import InputError
 
 from . import tiny
 
-COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+COMMANDS: dict[str, Any] = {
+    name: command
+    for name, command in typer.main.get_command(app).commands.items()  # type: ignore[attr-defined]
+    if not command.hidden
+}
 
 
 def test_help_lists_every_command() -> None:
@@ -44,6 +48,12 @@ def test_without_a_command_there_is_help_and_with_a_wrong_one_a_line() -> None:
     wrong = CliRunner().invoke(app, ["sanitise"])
     assert wrong.exit_code == 2
     assert "No such command" in wrong.output
+
+
+def test_a_command_that_is_gone_says_what_to_use() -> None:
+    assert "sweep" not in CliRunner().invoke(app, ["--help"]).output
+    with pytest.raises(InputError, match=r"^sweep was removed in 0\.2\.0: loop over `sani-dist run"):
+        CliRunner().invoke(app, ["sweep", "sweep.yaml", "--out", "sweep", "--dry-run"], catch_exceptions=False)
 
 
 def test_what_trains_nothing_needs_no_general_text(llama_folder: Path, corpus: dict[str, str], tmp_path: Path) -> None:

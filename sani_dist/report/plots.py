@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from xml.sax.saxutils import escape
 
 from markupsafe import Markup
 
 from sani_dist.audit.measurement import Measurement
-from sani_dist.report.words import number, percent, signed_percent
+from sani_dist.report.words import number, percent
 
 # In user units, which are pixels until the page scales a figure down.
 STRIP_WIDTH, LANE = 220, 12
@@ -86,46 +85,6 @@ def tradeoff(
     if guessing is not None:
         said.append(f"Never trained on: {percent(guessing)}.")
     return canvas.figure("tradeoff", f"{labels[1]} against {labels[0]}", " ".join(said), parts)
-
-
-def front(
-    points: Mapping[str, tuple[Measurement, Measurement]],
-    best: Sequence[str],
-    chosen: str | None,
-    labels: tuple[str, str],
-) -> Markup:
-    """Many points by what they cost and what they leak, a change and a share, with their ranges. The `best` are full and joined by a line.
-
-    All measurements have a value. `points`: by the label that stands beside each, as `best` and `chosen` name them.
-    """
-    costs, leaks = [cost for cost, _ in points.values()], [leak for _, leak in points.values()]
-    left, right = min(0.0, *map(_low, costs)), max(0.0, *map(_high, costs))
-    margin = 0.06 * (right - left) or 0.01
-    bottom, top = min(0.0, *map(_low, leaks)), _round_up(max(LEAST_SHARE, *map(_high, leaks)))
-    canvas = _Canvas(640, 380, (left - margin, right + margin), (bottom - 0.04 * (top - bottom), top))
-    parts = [canvas.frame(labels, _percent, _percent)]
-    places = {name: (canvas.x(_value(cost)), canvas.y(_value(leak))) for name, (cost, leak) in points.items()}
-    joined = " ".join(f"{_p(x)},{_p(y)}" for x, y in (places[name] for name in best))
-    parts.append(f'<polyline class="curve" points="{joined}"/>')
-    for name, (cost, leak) in points.items():
-        (x, y), role = places[name], "after" if name in best else "before"
-        parts += [_across(role, cost, canvas.x, y), _upright(role, leak, canvas.y, x), _mark(role, x, y, 5)]
-        if name == chosen:
-            parts.append(f'<circle class="chosen" cx="{_p(x)}" cy="{_p(y)}" r="10"/>')
-        parts.append(_text(x + 9, y - 9, name, "start", f"label {role}"))
-    said = [
-        f"{name}: {percent(max(_value(leak), 0))} at {signed_percent(_value(cost))}"
-        for name, (cost, leak) in points.items()
-    ]
-    ending = f". On the front: {', '.join(best) or 'none'}. Chosen: {chosen or 'none'}."
-    return canvas.figure("front", f"{labels[1]} against {labels[0]}", "; ".join(said) + ending, parts)
-
-
-def alone(figure: Markup) -> str:
-    """A figure as a file of its own, with the colours of the page."""
-    style = resources.files("sani_dist.report").joinpath("templates/style.css").read_text()
-    drawn = str(figure).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
-    return drawn.replace("<title ", f"<style>{escape(style)}</style><title ", 1)
 
 
 def curve(steps: Sequence[int], values: Sequence[float], name: str, labels: tuple[str, str]) -> Markup:

@@ -112,13 +112,6 @@ def test_no_dashboard_is_one_line(tmp_path: Path) -> None:
     assert "Traceback" not in log.read_text()
 
 
-def test_a_sweep_takes_its_settings_from_its_file_alone(tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    command = ["python", SUBMIT, "/nowhere.yaml", "--sweep", "--set", "repair.epochs=3"]
-    assert started(command, log).wait(60) == 2
-    assert log.read_text() == "error: the settings of a sweep stand in its file; --set is for a run\n"
-
-
 def test_the_rayjob_sets_settings_that_exist(settings_file: Path) -> None:
     job = yaml.safe_load((ROOT / "launch" / "kuberay_rayjob.yaml").read_text())["spec"]
     overrides = re.findall(r"--set (\S+?)'?(?=\s|$)", job["entrypoint"])
