@@ -192,20 +192,6 @@ class Run:
         self._done_path(stage).parent.mkdir(exist_ok=True)
         _write_atomically(self._done_path(stage), json.dumps(document, indent=1))
 
-    def share_text(self, other: Run) -> None:
-        """Take over the prepared text of another run, if this one would make the same of it. By hard links where the disk has them: no
-        run writes into a file that is there."""
-        done = other._done_path("prepare")
-        if not other.is_done("prepare") or other.inputs_sha256("prepare") != self.inputs_sha256("prepare"):
-            return
-        for name in json.loads(done.read_text())["outputs"]:
-            path = self.path(name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            build(path, partial(_link, other.path(name)))
-        self.path("key").write_bytes(other.key)
-        self._done_path("prepare").parent.mkdir(exist_ok=True)
-        _write_atomically(self._done_path("prepare"), done.read_text())
-
     def purge(self) -> list[str]:
         """Remove what holds sensitive text, or weights that still remember it. Returns what was removed."""
         removed = []
@@ -270,11 +256,3 @@ def _without_values(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _write_atomically(path: Path, text: str) -> None:
     build(path, partial(write_text, text))
-
-
-def _link(source: Path, path: Path) -> None:
-    path.unlink(missing_ok=True)
-    try:
-        os.link(source, path)
-    except OSError:  # not every shared storage has links
-        shutil.copy2(source, path)
