@@ -63,7 +63,7 @@ class Pattern(Settings):
 
     kind: str = Field(description="kind of the identifier, for example RECORD_NUMBER")
     regex: str = Field(description="Python regular expression; group 1, if there is one, is the sensitive part")
-    sensitivity: SensitivityClass = "direct"
+    sensitivity: SensitivityClass = Field("direct", description="class of the identifier in tables and report")
 
 
 class AnnotationsDetector(Settings):
@@ -77,9 +77,9 @@ class TermsDetector(Settings):
 
     name: Literal["terms"]
     path: Path | None = Field(None, description="text file with one term a line")
-    values: tuple[str, ...] = ()
-    kind: str = "TERM"
-    sensitivity: SensitivityClass = "confidential"
+    values: tuple[str, ...] = Field((), description="terms, beside those of the file or instead of one")
+    kind: str = Field("TERM", description="kind of the terms in tables and report")
+    sensitivity: SensitivityClass = Field("confidential", description="class of the terms in tables and report")
 
     @model_validator(mode="after")
     def _has_terms(self) -> TermsDetector:
@@ -92,8 +92,10 @@ class PresidioDetector(Settings):
     """Microsoft Presidio over a spaCy model, offline, with extra patterns that win over its own findings."""
 
     name: Literal["presidio"]
-    spacy_model: str = "en_core_web_sm"
-    language: str = "en"
+    spacy_model: str = Field(
+        "en_core_web_sm", description="name of the installed spaCy model that finds names and places"
+    )
+    language: str = Field("en", description="language of the text and of the spaCy model, for example de")
     entities: tuple[str, ...] = Field(
         (
             "PERSON",
@@ -111,21 +113,27 @@ class PresidioDetector(Settings):
     indirect: tuple[str, ...] = Field(
         ("DATE_TIME", "LOCATION"), description="entities that identify only in combination"
     )
-    patterns: tuple[Pattern, ...] = ()
+    patterns: tuple[Pattern, ...] = Field(
+        (), description="expressions of identifiers of your own, such as record numbers"
+    )
     ordinary_words: Literal["drop", "keep"] = Field(
         "drop",
         description="a PERSON of one word that the corpus also has in lower case, or an acronym: drop, unless a longer name or a "
         "title speaks for it; keep: protect it wherever it stands",
     )
-    score: Annotated[float, Field(ge=0, le=1)] = 0.35
+    score: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.35, description="confidence below which a finding of Presidio does not count"
+    )
 
 
 class RareTermsDetector(Settings):
     """Indirect identifiers: terms linked to fewer than `subjects` record subjects (arXiv 2501.02407)."""
 
     name: Literal["rare_terms"]
-    subjects: Annotated[int, Field(ge=2)] = 2
-    min_length: Annotated[int, Field(ge=1)] = 4
+    subjects: Annotated[int, Field(ge=2)] = Field(
+        2, description="a term of fewer record subjects than this is sensitive"
+    )
+    min_length: Annotated[int, Field(ge=1)] = Field(4, description="characters that a term has at least")
 
 
 Detector = Annotated[
@@ -136,8 +144,8 @@ Detector = Annotated[
 class TargetSettings(Settings):
     """Right to erasure: only these values, or only the records of these subjects, are sensitive."""
 
-    values: tuple[str, ...] = ()
-    subjects: tuple[str, ...] = ()
+    values: tuple[str, ...] = Field((), description="only these values are sensitive")
+    subjects: tuple[str, ...] = Field((), description="only what stands in the records of these subjects is sensitive")
 
 
 class CorpusSettings(Settings):
@@ -155,7 +163,9 @@ class CorpusSettings(Settings):
         "else used only to score the detectors and in the audit",
     )
     detect: tuple[Detector, ...] = Field((), description="detectors of sensitive spans, any number together")
-    target: TargetSettings | None = None
+    target: TargetSettings | None = Field(
+        None, description="right to erasure: only these values, or only these people's records, are sensitive"
+    )
     heldout: str | None = Field(None, description="documents the model never saw: perplexity is measured on them")
     control: str | None = Field(
         None, description="documents with identifiers the model never saw, the control of the audit"
@@ -192,9 +202,11 @@ class EraseSettings(Settings):
         "general",
         description="text whose tokens must not suffer: general text where there is any, the ordinary tokens of the corpus, or both",
     )
-    reset: Literal["init", "zero", "base"] = "init"
+    reset: Literal["init", "zero", "base"] = Field(
+        "init", description="what the units become: new initial values, zero, or what they are in `model.base`"
+    )
     units: Literal["mlp", "heads", "both"] = Field("mlp", description="neurons of the MLPs, attention heads, or both")
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="of the random choice and of new initial values")
 
 
 class Objectives(Settings):
@@ -240,7 +252,7 @@ class Objectives(Settings):
 class LastLayers(Settings):
     """Of a model's layers, the last ones."""
 
-    last: Annotated[int, Field(ge=1)]
+    last: Annotated[int, Field(ge=1)] = Field(description="how many of the last layers are trained")
 
 
 class RepairSettings(Settings):
@@ -267,16 +279,18 @@ class RepairSettings(Settings):
         False,
         description="layers, or this share of them, run again in backward and keep nothing till then: less memory, up to a third more time",
     )
-    learning_rate: Annotated[float, Field(gt=0)] = 5e-5
+    learning_rate: Annotated[float, Field(gt=0)] = Field(5e-5, description="highest learning rate, of AdamW")
     warmup: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.1, description="share of the steps with a rising learning rate"
     )
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
+    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="how the learning rate falls")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="of AdamW")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="of AdamW: decay of the first and the second moment")
     clip: Annotated[float, Field(gt=0)] = Field(1.0, description="largest norm of the gradient")
     checkpoint_every: Annotated[int, Field(ge=1)] = Field(100, description="steps between checkpoints")
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+        0, description="of the order of the rows, of dropout and of surrogates"
+    )
 
     @model_validator(mode="after")
     def _fit_together(self) -> RepairSettings:
@@ -312,7 +326,7 @@ class GenerationSettings(Settings):
     texts: Annotated[int, Field(ge=0)] = Field(32, description="texts from these prompts, and as many from nothing")
     tokens: Annotated[int, Field(ge=1)] = Field(32, description="tokens of each of these texts")
     top_k: Annotated[int, Field(ge=1)] = Field(40, description="sampling is from so many of the likeliest tokens")
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Annotated[float, Field(gt=0)] = Field(1.0, description="of this sampling")
     rows: Annotated[int, Field(ge=1)] = Field(32, description="texts that one worker writes at once")
 
 
@@ -383,7 +397,9 @@ class AttackSettings(Settings):
         500, description="spans that probes learn from, and as many that they are tested on, and of the control"
     )
     drift_tokens: Annotated[int, Field(ge=8)] = Field(1024, description="tokens whose hidden states are compared")
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(
+        0, description="of which documents the attacker has, and which spans are asked for"
+    )
 
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -444,7 +460,7 @@ class ClusterSettings(Settings):
         None,
         description="host:port of a Ray cluster, or `auto`; default: RAY_ADDRESS, else a Ray of its own on this machine",
     )
-    cpus_per_worker: Annotated[float, Field(gt=0)] = 1
+    cpus_per_worker: Annotated[float, Field(gt=0)] = Field(1, description="CPUs of the cluster that each worker takes")
     gpus_per_worker: Annotated[int, Field(ge=0)] | None = Field(
         None, description="default: 1 where the cluster has GPUs"
     )
