@@ -26,10 +26,10 @@ OPS = {"deepspeed_shm_comm": "ShareMemCommBuilder", "async_io": "AsyncIOBuilder"
 NAME_WIDTH = 22
 TALK_SECONDS = 180
 _TALK = """
-import torch, torch.distributed as dist
+import torch
 from sani_dist.engine import distributed
 distributed.start(threads=1)
-total = distributed.sum_over_ranks(torch.ones(1, device=distributed.device()))
+total = distributed.sum_over_ranks(torch.ones(1))
 assert int(total) == 2
 distributed.stop()
 """

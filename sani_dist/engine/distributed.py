@@ -140,32 +140,38 @@ def peak_memory_bytes() -> int:
 
 def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     """Sum a small tensor over all ranks, in place."""
-    if world_size() > 1:
-        dist.all_reduce(values)
-    return values
+    return _reduced(values, dist.ReduceOp.SUM)
 
 
 def max_over_ranks(values: torch.Tensor) -> torch.Tensor:
     """The elementwise largest over all ranks, in place."""
-    if world_size() > 1:
-        dist.all_reduce(values, dist.ReduceOp.MAX)
-    return values
+    return _reduced(values, dist.ReduceOp.MAX)
+
+
+def _reduced(values: torch.Tensor, how: dist.ReduceOp.RedOpType) -> torch.Tensor:
+    if world_size() == 1:
+        return values
+    # NCCL takes tensors on a GPU alone: what is on the CPU goes there and comes back.
+    sent = values.to(device())
+    dist.all_reduce(sent, how)
+    return values if sent is values else values.copy_(sent)
 
 
 def gather_in_rank_order(values: torch.Tensor) -> torch.Tensor:
-    """Stack a tensor of every rank, all of one shape: [world_size, *shape], the same on each rank."""
+    """Stack a tensor of every rank, all of one shape: [world_size, *shape], the same on each rank, where `values` is."""
     if world_size() == 1:
         return values.unsqueeze(0)
-    parts = [torch.empty_like(values) for _ in range(world_size())]
-    dist.all_gather(parts, values.contiguous())
-    return torch.stack(parts)
+    sent = values.to(device()).contiguous()
+    parts = [torch.empty_like(sent) for _ in range(world_size())]
+    dist.all_gather(parts, sent)
+    return torch.stack(parts).to(values.device)
 
 
 def from_rank_0(value: T) -> T:
     """What rank 0 gave; the values of the others are not looked at. For small Python objects."""
     shared = [value]
     if world_size() > 1:
-        dist.broadcast_object_list(shared, src=0)
+        dist.broadcast_object_list(shared, src=0, device=device())
     return shared[0]
 
 
