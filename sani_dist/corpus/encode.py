@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from sani_dist.corpus.align import aligner
 from sani_dist.corpus.rows import IGNORE, LEARN, SENSITIVE
 from sani_dist.corpus.span import Document, Span
 from sani_dist.corpus.tables import StoredSpan
@@ -53,7 +54,8 @@ def encode(
 ) -> list[Encoded]:
     """Tokenize documents and give each token its role; `sensitive` spans of a document are disjoint and in order.
 
-    An audited span that covers no token is left out of `Encoded.spans`.
+    An audited span that covers no token is left out of `Encoded.spans`. Raises `InputError` for a text with such spans of which the
+    tokenizer's offsets are wrong and cannot be mended.
     """
     tokens: Tokens = tokenizer(
         [document.text for document in documents],
@@ -66,7 +68,7 @@ def encode(
     for i, document in enumerate(documents):
         ids = np.asarray(tokens["input_ids"][i], np.int32)
         special = np.asarray(tokens["special_tokens_mask"][i], bool)
-        starts, ends = _extents(np.asarray(tokens["offset_mapping"][i], np.int64).reshape(-1, 2), special)
+        starts, ends = _extents(_offsets(tokenizer, document, tokens, i, bool(sensitive[i] or audited[i])), special)
         first = _doubled_start(tokenizer, ids)
         ids, special, starts, ends = ids[first:], special[first:], starts[first:], ends[first:]
         role = np.where(_overlaps(starts, ends, sensitive[i]), SENSITIVE, LEARN).astype(np.uint8)
@@ -103,6 +105,19 @@ def pieces(encoded: Encoded, row_length: int) -> list[Encoded]:
         cut_pieces.append(Encoded(encoded.document, encoded.input_ids[start:cut], role, spans))
         scored = cut
     return cut_pieces
+
+
+def _offsets(tokenizer: PreTrainedTokenizerBase, document: Document, tokens: Tokens, i: int, asked: bool) -> np.ndarray:
+    """Where the tokens of a document came from, int64 [tokens, 2]; verified if it is `asked` which of them are of a span."""
+    offsets = tokens["offset_mapping"][i]
+    if not asked:
+        return np.asarray(offsets, np.int64).reshape(-1, 2)
+    try:
+        return aligner(tokenizer).offsets(
+            document.text, tokens["input_ids"][i], offsets, tokens["special_tokens_mask"][i]
+        )
+    except InputError as error:
+        raise InputError(f"document {document.id}, of {document.split}: {error}") from None
 
 
 def _extents(offsets: np.ndarray, special: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
