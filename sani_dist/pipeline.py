@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import signal
 from collections.abc import Callable
-from pathlib import Path
 from threading import Event
 from types import FrameType
 
@@ -18,7 +17,7 @@ from sani_dist.errors import RunError
 from sani_dist.report import write_report
 from sani_dist.run import Run
 from sani_dist.stage_list import STAGES, Stage
-from sani_dist.stages.rank import Rank
+from sani_dist.stages.rank import Outputs, Rank
 
 
 def work(run: Run, checkpoint_asked: Event) -> None:
@@ -52,10 +51,10 @@ def _work(run: Run, checkpoint_asked: Event) -> None:
         distributed.stop()
 
 
-def _function(stage: Stage) -> Callable[[Rank], list[Path]]:
+def _function(stage: Stage) -> Callable[[Rank], Outputs]:
     assert stage.function is not None
     module, name = stage.function.split(":")
-    found: Callable[[Rank], list[Path]] = getattr(importlib.import_module(f"sani_dist.stages.{module}"), name)
+    found: Callable[[Rank], Outputs] = getattr(importlib.import_module(f"sani_dist.stages.{module}"), name)
     return found
 
 

@@ -183,11 +183,21 @@ class Run:
             self.path(name).exists() and file_sha256(self.path(name)) == sha for name, sha in outputs.items()
         )
 
-    def mark_done(self, stage: str, outputs: Iterable[Path]) -> None:
-        """Record that `stage` has finished. Called by one rank, after its outputs are on disk."""
+    def outputs(self, stage: str) -> dict[str, str]:
+        """What `stage` wrote, as name -> hash; nothing where it is not done."""
+        path = self._done_path(stage)
+        found: dict[str, str] = json.loads(path.read_text())["outputs"] if path.exists() else {}
+        return found
+
+    def mark_done(self, stage: str, outputs: Iterable[Path], known: Mapping[Path, str] | None = None) -> None:
+        """Record that `stage` has finished. Called by one rank, after its outputs are on disk.
+
+        `known`: outputs that are on disk for certain, with the hash they have: weights are not read once more for it.
+        """
+        hashes = {str(path.relative_to(self.folder)): sha for path, sha in (known or {}).items()}
         for path in outputs:
             fsync(path)
-        hashes = {str(path.relative_to(self.folder)): file_sha256(path) for path in outputs}
+            hashes[str(path.relative_to(self.folder))] = file_sha256(path)
         document = {"schema": SCHEMA, "stage": stage, "inputs_sha256": self.inputs_sha256(stage), "outputs": hashes}
         self._done_path(stage).parent.mkdir(exist_ok=True)
         _write_atomically(self._done_path(stage), json.dumps(document, indent=1))

@@ -47,7 +47,7 @@ def save(folder: Path, engine: Engine, state: State) -> Path:
 
     Raises RunError when a rank could not write; the checkpoints before are untouched.
     """
-    final = folder / f"step-{state.step:06d}"
+    final = checkpoint_path(folder, state.step)
     building = folder / f".tmp-{final.name}"
     if distributed.rank() == 0:
         shutil.rmtree(building, ignore_errors=True)
@@ -82,6 +82,18 @@ def save(folder: Path, engine: Engine, state: State) -> Path:
     return final
 
 
+def checkpoint_path(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:06d}"
+
+
+def read_state(checkpoint: Path) -> State | None:
+    """None where its file is damaged."""
+    try:
+        return State(**json.loads((checkpoint / "state.json").read_text()))
+    except (ValueError, TypeError):
+        return None
+
+
 def list_whole(folder: Path) -> list[Path]:
     """The checkpoints below `folder`, oldest first."""
     return sorted(p for p in folder.glob("step-*") if (p / "state.json").exists())
@@ -93,8 +105,10 @@ def load_newest(folder: Path, engine: Engine, inputs_sha256: str) -> State | Non
     Raises InputError when it was written by a run with another model, corpus or settings.
     """
     for path in reversed(list_whole(folder)):
-        state = State(**json.loads((path / "state.json").read_text()))
-        if any(not (path / name).exists() or file_sha256(path / name) != sha for name, sha in state.files.items()):
+        state = read_state(path)
+        if state is None or any(
+            not (path / name).exists() or file_sha256(path / name) != sha for name, sha in state.files.items()
+        ):
             continue
         _check_inputs(path, state, inputs_sha256)
         _load(path, engine, state)
@@ -105,7 +119,8 @@ def load_newest(folder: Path, engine: Engine, inputs_sha256: str) -> State | Non
 def check_checkpoints(folder: Path, inputs_sha256: str) -> None:
     """Raises InputError, as `load_newest` would, but without an engine."""
     for path in list_whole(folder):
-        _check_inputs(path, State(**json.loads((path / "state.json").read_text())), inputs_sha256)
+        if (state := read_state(path)) is not None:
+            _check_inputs(path, state, inputs_sha256)
 
 
 def _check_inputs(path: Path, state: State, inputs_sha256: str) -> None:

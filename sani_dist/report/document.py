@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -110,6 +111,9 @@ def _training(run: Run) -> dict[str, Any] | None:
     events = [event for event in read_stage(run.path("metrics.jsonl"), "repair") if "loss" in event]
     # A run that was stopped repeats the steps after its last checkpoint: the later line is the one that counts.
     steps = {event["done"]: event for event in events}
+    trained = _trained_steps(run)
+    if trained is not None:  # the checkpoint that the model was made from counts, whatever was reported beyond it
+        steps = {step: event for step, event in steps.items() if step <= trained}
     if not steps:
         return None
     ordered = [steps[step] for step in sorted(steps)]
@@ -119,10 +123,16 @@ def _training(run: Run) -> dict[str, Any] | None:
     return {
         "objectives": run.config.repair.objectives.model_dump(mode="json"),
         "control": json.loads(control.read_text()) if (control := run.path("repair", "control.json")).exists() else [],
-        "steps": ordered[-1]["done"],
+        "steps": ordered[-1]["done"] if trained is None else trained,
         "of": ordered[-1]["total"],
         "curve": curve,
     }
+
+
+def _trained_steps(run: Run) -> int | None:
+    """Of the checkpoint that repair ended with; None where it made none."""
+    found = (re.fullmatch(r"repair/checkpoints/step-(\d+)/state.json", name) for name in run.outputs("repair"))
+    return next((int(match[1]) for match in found if match), None)
 
 
 def _mean(events: Sequence[dict[str, Any]], key: str) -> float:

@@ -15,12 +15,12 @@ from sani_dist.corpus.span import SPLITS
 from sani_dist.engine import distributed
 from sani_dist.report.redact import redacted
 from sani_dist.run import RELATED, build
-from sani_dist.stages.rank import Rank, write_json
+from sani_dist.stages.rank import Outputs, Rank, write_json
 
 SCHEMA = 1
 
 
-def run(rank: Rank) -> list[Path]:
+def run(rank: Rank) -> Outputs:
     """Every attack of the settings, with what an earlier start left of them."""
     rank.release()
     settings, path, inputs = (
@@ -56,7 +56,7 @@ def run(rank: Rank) -> list[Path]:
         scene, models, known, under_way, save=save,
         report=lambda done, total: rank.metrics.progress("attack", done, total, "attacks"),
     )  # fmt: skip
-    return [path]
+    return {path: None}
 
 
 def _left_by_an_earlier_start(path: Path, inputs: str) -> tuple[list[Result], Task | None]:

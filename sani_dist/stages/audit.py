@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 
 from sani_dist.audit.masked import audit_masked
 from sani_dist.audit.measure import audit, reference_scores
@@ -14,23 +13,23 @@ from sani_dist.engine.zero3 import Engine
 from sani_dist.files import file_sha256
 from sani_dist.report.redact import redacted
 from sani_dist.run import build
-from sani_dist.stages.rank import Rank, for_audit, write_json
+from sani_dist.stages.rank import Outputs, Rank, for_audit, write_json
 
 SCHEMA = 1
 SPLITS = ("repair", "control", "heldout", "general_test")
 
 
-def before(rank: Rank) -> list[Path]:
+def before(rank: Rank) -> Outputs:
     """Audit the source."""
     return _audit(rank, rank.original(), "before", rank.source_hashes["model_sha256"])
 
 
-def after(rank: Rank) -> list[Path]:
+def after(rank: Rank) -> Outputs:
     """Audit the sanitised model."""
     return _audit(rank, rank.sanitised(), "after", None)
 
 
-def _audit(rank: Rank, engine: Engine, when: str, model_sha256: str | None) -> list[Path]:
+def _audit(rank: Rank, engine: Engine, when: str, model_sha256: str | None) -> Outputs:
     settings, splits = rank.config.audit, rank.splits(SPLITS)
     for_audit(engine)
 
@@ -54,7 +53,7 @@ def _audit(rank: Rank, engine: Engine, when: str, model_sha256: str | None) -> l
             "measurements": [asdict(m) for m in found.measurements],
         }
         build(path, lambda temporary: write_json(temporary, document))
-    return [path, losses]
+    return dict.fromkeys([path, losses])
 
 
 def _reference(rank: Rank, splits: Mapping[str, PackedRows]) -> dict[str, TokenScores]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import pandas as pd
 
@@ -13,10 +12,10 @@ from sani_dist.corpus.masking import HiddenRows, every_token
 from sani_dist.corpus.rows import LEARN, SENSITIVE, Rows
 from sani_dist.erase import select
 from sani_dist.run import build
-from sani_dist.stages.rank import PLAN, Rank
+from sani_dist.stages.rank import PLAN, Outputs, Rank
 
 
-def run(rank: Rank) -> list[Path]:
+def run(rank: Rank) -> Outputs:
     """Choose the units, by attribution with a forward and backward pass over the text."""
     settings, engine = rank.config.erase, rank.original()
     sensitive: Rows = rank.needed_rows("repair")
@@ -33,7 +32,7 @@ def run(rank: Rank) -> list[Path]:
     path = rank.run.path(PLAN)
     if rank.first:
         build(path, plan.write)
-    return [path]
+    return {path: None}
 
 
 def _compared(rank: Rank) -> tuple[Rows, Sequence[Rows], Sequence[str]]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from sani_dist.engine.shards import local_shards
-from sani_dist.stages.rank import Rank
+from sani_dist.stages.rank import Outputs, Rank
 
 
-def run(rank: Rank) -> list[Path]:
+def run(rank: Rank) -> Outputs:
     """Every rank writes its shards. Without training, untouched tensors are streamed from the source and no engine is needed."""
     folder = rank.run.path("model")
     if rank.trains:
@@ -19,4 +17,4 @@ def run(rank: Rank) -> list[Path]:
         shards = list(rank.source.stored_shards())
         rank.erase(model, layout.parameters(shards))
         hashes = rank.source.export_stored(shards, folder)
-    return [folder / name for name in hashes]
+    return {folder / name: sha for name, sha in hashes.items()}

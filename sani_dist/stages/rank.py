@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -16,18 +16,20 @@ from transformers import PreTrainedModel
 from sani_dist.audit.spans import Corpus
 from sani_dist.corpus import PackedRows
 from sani_dist.engine import distributed
-from sani_dist.engine.checkpoint import load_newest
+from sani_dist.engine.checkpoint import checkpoint_path, load_newest
 from sani_dist.engine.shards import LiveShard, local_shards
 from sani_dist.engine.source import Source, open_source
 from sani_dist.engine.zero3 import Engine, read_ds_config
 from sani_dist.erase import Plan, apply
 from sani_dist.erase.structure import last_units, parameter_names
-from sani_dist.errors import InputError
+from sani_dist.errors import InputError, RunError
 from sani_dist.metrics import Metrics
 from sani_dist.run import Run
 from sani_dist.tracking import Curves
 
 PLAN, CHECKPOINTS = "erase/plan.json", "repair/checkpoints"
+# What a stage wrote: file -> its hash, or None where it has not been computed yet.
+Outputs = Mapping[Path, str | None]
 
 
 class Rank:
@@ -62,10 +64,11 @@ class Rank:
         if not self.in_steps:
             raise KeyboardInterrupt
 
-    def mark_done(self, stage: str, outputs: list[Path]) -> None:
+    def mark_done(self, stage: str, outputs: Outputs) -> None:
         """All ranks call it: none goes on before the stage counts as done."""
         if self.first:
-            self.run.mark_done(stage, outputs)
+            known = {path: sha for path, sha in outputs.items() if sha is not None}
+            self.run.mark_done(stage, [path for path in outputs if path not in known], known)
         distributed.barrier()
 
     # The text
@@ -136,10 +139,20 @@ class Rank:
             engine = self.erased()
             if self.trains:
                 engine.for_training(self.config.repair)
-                load_newest(self.run.path(CHECKPOINTS), engine, self.run.inputs_sha256("repair"))
+                self._load_trained(engine)
             self.trained(engine)
         assert self._engine is not None
         return self._engine
+
+    def _load_trained(self, engine: Engine) -> None:
+        """Raises RunError when the newest checkpoint is not the one that repair ended with."""
+        folder = self.run.path(CHECKPOINTS)
+        state = load_newest(folder, engine, self.run.inputs_sha256("repair"))
+        ended_with = distributed.from_rank_0(list(self.run.outputs("repair")) if self.first else [])
+        if state is None or f"{CHECKPOINTS}/{checkpoint_path(folder, state.step).name}/state.json" not in ended_with:
+            raise RunError(
+                f"repair: its last checkpoint was damaged a moment ago; `sani-dist resume {self.run.folder}` trains the missing steps"
+            )
 
     def erase(self, model: PreTrainedModel, shards: Iterable[LiveShard]) -> None:
         """Reset the units of the plan in shards of the model's parameters."""

@@ -19,7 +19,7 @@ from sani_dist.corpus import PackedRows
 from sani_dist.corpus.masking import Masking
 from sani_dist.corpus.rows import LEARN, SENSITIVE
 from sani_dist.engine import distributed
-from sani_dist.engine.checkpoint import State, load_newest, save
+from sani_dist.engine.checkpoint import State, checkpoint_path, load_newest, read_state, save
 from sani_dist.engine.zero3 import Engine
 from sani_dist.errors import RunError
 from sani_dist.repair import Predictions, Progress, places_of, predictions, states_below, train
@@ -27,17 +27,17 @@ from sani_dist.repair.kept import Place
 from sani_dist.repair.schedule import Schedule
 from sani_dist.repair.states import States
 from sani_dist.run import build
-from sani_dist.stages.rank import CHECKPOINTS, Rank, read_list, write_json
+from sani_dist.stages.rank import CHECKPOINTS, Outputs, Rank, read_list, write_json
 
 # What is computed before the first step and read by every other: removed when the last is done.
 TRUNK, TEACHER = "repair/trunk", "repair/teacher"
 T = TypeVar("T")
 
 
-def run(rank: Rank) -> list[Path]:
+def run(rank: Rank) -> Outputs:
     """Raises RunError when a signal ended it after a checkpoint, or when training went wrong."""
     if not rank.trains:
-        return []
+        return {}
     settings, inputs, text = rank.config.repair, rank.run.inputs_sha256("repair"), _Text(rank)
     taught = _ask_before_erasing(rank, text, inputs)
     engine = rank.erased()
@@ -70,7 +70,14 @@ def run(rank: Rank) -> list[Path]:
     if rank.first:
         for name in (TRUNK, TEACHER):
             shutil.rmtree(rank.run.path(name), ignore_errors=True)
-    return [folder / f"step-{state.step:06d}" / "state.json", *([ends.path] if settings.until_control else [])]
+    return _outputs(rank, checkpoint_path(folder, state.step), [ends.path] if settings.until_control else [])
+
+
+def _outputs(rank: Rank, checkpoint: Path, beside: list[Path]) -> Outputs:
+    """The weights of the last checkpoint are outputs too: without them nothing that follows may be made of an earlier one."""
+    state = read_state(checkpoint) if rank.first else None
+    weights = {} if state is None else {checkpoint / name: sha for name, sha in state.files.items()}
+    return {checkpoint / "state.json": None, **dict.fromkeys(beside), **weights}
 
 
 class _Text:

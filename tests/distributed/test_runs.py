@@ -391,12 +391,21 @@ def stopped_run(finished_run: Run, tmp_path: Path) -> Run:
     return Run.open(folder)
 
 
-def test_a_damaged_checkpoint_is_passed_over(finished_run: Run, stopped_run: Run) -> None:
-    newest = sorted(stopped_run.path("repair", "checkpoints").iterdir())[-1]
-    file = newest / "rank-00001.safetensors"
+def damage(file: Path) -> None:
     content = bytearray(file.read_bytes())
     content[-5] ^= 1
     file.write_bytes(content)
+
+
+def test_a_damaged_last_checkpoint_means_to_train_its_steps_again(finished_run: Run, stopped_run: Run) -> None:
+    """Though repair was done: the checkpoint before is another model."""
+    shutil.copy(finished_run.path("done", "repair.json"), stopped_run.path("done"))
+    older, newest = sorted(stopped_run.path("repair", "checkpoints").iterdir())
+    assert stopped_run.pending() == ["audit-after", "export", "report"]
+    damage(newest / "rank-00001.safetensors")
+    (older / "state.json").rename(older / "kept")
+    assert stopped_run.pending()[0] == "repair", "nor is a model exported that was never repaired"
+    (older / "kept").rename(older / "state.json")
     steps: list[int] = []
     sani_dist.resume(stopped_run.folder, on_event=lambda e: steps.append(e["done"]) if e["stage"] == "repair" else None)
     assert steps == [STEPS]
