@@ -39,6 +39,14 @@ def test_rows_of_a_finished_run(finished_run: Run) -> None:
     assert found["model_flops_utilisation"] == pytest.approx(expected)
 
 
+def test_the_readme_says_what_was_measured() -> None:
+    readme = importlib.import_module("readme")
+    found = readme.measured()
+    written = readme.README.read_text()
+    assert readme.with_table(written, found) == written, "python benchmarks/readme.py"
+    assert readme.picture(found) == readme.PICTURE.read_text(), "python benchmarks/readme.py"
+
+
 def test_criteria_are_met_missed_or_not_measured() -> None:
     criteria = importlib.import_module("criteria")
     asked = (

@@ -1,4 +1,4 @@
-"""The tables of the README that say which families were carried through: the tests that prove a row write it."""
+"""The tables of docs/families.md that say which families were carried through: the tests that prove a row write it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 HEADER = ["| family | load | units of a block | erase | audit | repair | export |", "|---|---|---|---|---|---|---|"]
 
 
@@ -20,13 +20,13 @@ def row_of(facts: Mapping[str, Any], erases: bool, audits: bool) -> str:
     return " | ".join({True: "yes", False: "no"}.get(cell, cell) for cell in cells)
 
 
-def assert_in_readme(name: str, rows: Mapping[str, str]) -> None:
+def assert_in_docs(name: str, rows: Mapping[str, str]) -> None:
     """`rows`: the row of each family. `name`: that of the marks around the table."""
     lines = [*HEADER, *(f"| {family} | {row} |" for family, row in rows.items())]
-    document = README.read_text()
+    document = PAGE.read_text()
     begin, end = (document.index(mark) for mark in (f"<!-- {name} -->", f"<!-- end of {name} -->"))
     written = document[begin:end].splitlines()[1:]
-    assert written == lines, f"README.md: put these lines between the marks of {name}:\n" + "\n".join(lines)
+    assert written == lines, f"docs/families.md: put these lines between the marks of {name}:\n" + "\n".join(lines)
 
 
 def holds(check: Callable[..., None], *arguments: Any) -> bool:

@@ -22,7 +22,7 @@ from .. import tiny
 from . import plain
 from .families import FAMILIES, Family, Indices, build
 from .families_work import NEW_TOKENS, PROMPTS, QUESTION
-from .family_table import assert_in_readme, holds, row_of
+from .family_table import assert_in_docs, holds, row_of
 from .ranks import run_ranks
 
 REPAIR = {"epochs": 1, "batch_rows": 4, "retain": 0.25, "learning_rate": 1e-3, "warmup": 0}
@@ -138,7 +138,7 @@ def test_the_table_of_the_readme_is_what_was_found(
             and holds(test_what_it_writes_is_the_likeliest_token_by_token, family, carried, sources)
         )
         table[family] = row_of(facts(carried, family), erases, audits)
-    assert_in_readme("families", table)
+    assert_in_docs("families", table)
 
 
 @cache

@@ -32,7 +32,7 @@ from sani_dist.stages import preflight
 
 from .. import tiny
 from .families_work import asked_of
-from .family_table import assert_in_readme, holds, row_of
+from .family_table import assert_in_docs, holds, row_of
 from .masked_families import MASKED_FAMILIES, build_masked, tokenizer
 from .ranks import run_ranks
 from .test_families import silence, zeroed
@@ -148,7 +148,7 @@ def test_the_table_of_the_readme_is_what_was_found(carried: Path, sources: dict[
         )
         audits = holds(test_scores_are_those_of_each_text_alone, family, carried, sources, tokens)
         table[family] = row_of(facts(carried, family), erases, audits)
-    assert_in_readme("masked families", table)
+    assert_in_docs("masked families", table)
 
 
 def test_a_resumed_step_drops_out_and_hides_the_same(carried: Path) -> None:
