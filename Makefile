@@ -30,7 +30,7 @@ test-all: $(VENV)/.installed  ## also the tests that take longer
 lint: $(VENV)/.linters
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy sani_dist benchmarks launch
+	$(BIN)/mypy sani_dist benchmarks examples launch
 
 bench: $(VENV)/.installed  ## benchmarks/results/*.csv and benchmarks/README.md, measured anew
 	$(BIN)/python benchmarks/load.py

@@ -28,10 +28,10 @@ from bars import bars
 from criteria import Criterion, Figures, verdicts
 from records import write_records
 
+from examples.clinic import demo_config, write_base_model, write_general_text, write_notes
+from examples.clinic.settings import CONTROL, GENERAL, HELDOUT, NOTES, memorise_config
 from sani_dist import api
 from sani_dist.config import PRESETS
-from sani_dist.demo import demo_config, write_base_model, write_general_text, write_notes
-from sani_dist.demo.settings import CONTROL, GENERAL, HELDOUT, NOTES, memorise_config
 from sani_dist.run import Run
 
 PAGE = Path(__file__).parents[1] / "docs" / "forgetting.md"

@@ -261,8 +261,8 @@ def prepare(folder: Path) -> None:
     """Put SmolLM2's last hidden states of TOKENS tokens of English, its weight and the next tokens into `folder`, unless they are there."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from sani_dist.demo.english import write_general_text
-    from sani_dist.demo.model import write_base_model
+    from examples.clinic.english import write_general_text
+    from examples.clinic.model import write_base_model
 
     if (folder / "states.pt").exists():
         return

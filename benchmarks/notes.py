@@ -16,13 +16,13 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from examples.clinic.identities import MAX_IDENTITIES
+from examples.clinic.model import write_base_model
+from examples.clinic.notes import write_notes
 from sani_dist.config import CorpusSettings
 from sani_dist.corpus import PackedRows
 from sani_dist.corpus import prepare as prepare_corpus
 from sani_dist.corpus.rows import LEARN, NO_DOCUMENT
-from sani_dist.demo.identities import MAX_IDENTITIES
-from sani_dist.demo.model import write_base_model
-from sani_dist.demo.notes import write_notes
 
 DEFAULT_FOLDER = Path(tempfile.gettempdir()) / "sani_dist-benchmark-notes"
 ROW_LENGTH = 1024

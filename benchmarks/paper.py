@@ -1,7 +1,7 @@
 """The experiment of the publication (arXiv 2510.21322) and its ablations, on small models of its two architectures: docs/paper.md.
 
 `gpt2-small` and `bert-small` have the architectures of GPT-2 and BERT with 8 layers of 128 hidden units and are trained here, since the
-publication's weights are on a hub that not every machine reaches: the first on the news of `demo/english.py`, then on the notes; the other,
+publication's weights are on a hub that not every machine reaches: the first on the news of `examples/clinic/english.py`, then on the notes; the other,
 which learns from one token in seven, on the notes alone. Where the hub is reached, the same on the publication's two models, with every
 combination of layers, share, reset and epochs:
 
@@ -33,9 +33,9 @@ import harness
 from ablation import Setting
 from bars import bars
 
+from examples.clinic.english import write_general_text
+from examples.clinic.notes import write_notes
 from sani_dist import api
-from sani_dist.demo.english import write_general_text
-from sani_dist.demo.notes import write_notes
 from sani_dist.run import Run
 
 PAGE = Path(__file__).parents[1] / "docs" / "paper.md"

@@ -20,8 +20,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sani_dist.demo.identities import Fields, Identifier
-from sani_dist.demo.notes import Note
+from examples.clinic.identities import Fields, Identifier
+from examples.clinic.notes import Note
 
 # People of the simulated town for each record: some share a home, some never see a doctor.
 PEOPLE = 5

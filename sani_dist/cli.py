@@ -391,10 +391,19 @@ def demo(
 
     Example: `sani-dist demo --out demo-run`
     """
-    from sani_dist.demo.story import tell
-
-    finished = tell(out, seed, workers, console, canaries)
+    finished = _clinic()(out, seed, workers, console, canaries)
     _show(finished.folder)
+
+
+def _clinic() -> Any:
+    """What tells the demo. It is an example of the repository, not a part of the package."""
+    repository = Path(__file__).resolve().parents[1]
+    if not (repository / "examples" / "clinic").is_dir():
+        raise InputError("demo: it is not in the installed package; clone the repository, and run `make demo` there")
+    sys.path.insert(0, str(repository))
+    from examples.clinic.story import tell
+
+    return tell
 
 
 def _sanitize(settings: Config, out: Path, stages: tuple[str, ...] | None = None) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,7 @@ import typer
 import yaml
 from typer.testing import CliRunner
 
+import sani_dist
 from sani_dist.cli import app, main
 from sani_dist.errors import InputError
 
@@ -54,6 +59,19 @@ def test_a_command_that_is_gone_says_what_to_use() -> None:
     assert "sweep" not in CliRunner().invoke(app, ["--help"]).output
     with pytest.raises(InputError, match=r"^sweep was removed in 0\.2\.0: loop over `sani-dist run"):
         CliRunner().invoke(app, ["sweep", "sweep.yaml", "--out", "sweep", "--dry-run"], catch_exceptions=False)
+
+
+def test_a_package_without_the_examples_says_where_the_demo_is(tmp_path: Path) -> None:
+    """As a wheel installs it: the package, and nothing beside it."""
+    package = Path(sani_dist.__file__).parent
+    shutil.copytree(package, tmp_path / "sani_dist", ignore=shutil.ignore_patterns("__pycache__"))
+    done = subprocess.run(
+        [sys.executable, "-m", "sani_dist.cli", "demo", "--out", "out"], cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: demo: it is not in the installed package; clone the repository")
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_trains_nothing_needs_no_general_text(llama_folder: Path, corpus: dict[str, str], tmp_path: Path) -> None:

@@ -6,11 +6,11 @@ from collections.abc import Container
 
 import pytest
 
+from examples.clinic.notes import write_notes
 from sani_dist.config import CorpusSettings, PresidioDetector
 from sani_dist.corpus import detect_spans
 from sani_dist.corpus.presidio import presidio
 from sani_dist.corpus.span import Document
-from sani_dist.demo.notes import write_notes
 from sani_dist.errors import InputError
 
 from .conftest import KEY

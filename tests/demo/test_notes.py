@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from sani_dist.demo.identities import MAX_IDENTITIES
-from sani_dist.demo.notes import write_notes
+from examples.clinic.identities import MAX_IDENTITIES
+from examples.clinic.notes import write_notes
 from sani_dist.errors import InputError
 
 KINDS = {

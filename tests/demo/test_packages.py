@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sani_dist.demo.english import write_general_text
-from sani_dist.demo.model import write_base_model
+from examples.clinic.english import write_general_text
+from examples.clinic.model import write_base_model
 from sani_dist.errors import InputError
 
 

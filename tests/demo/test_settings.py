@@ -6,10 +6,10 @@ import json
 import re
 from pathlib import Path
 
+from examples.clinic.notes import write_notes
+from examples.clinic.settings import demo_config
 from sani_dist.config import Config, PresidioDetector
 from sani_dist.corpus.canaries import write_canaries
-from sani_dist.demo.notes import write_notes
-from sani_dist.demo.settings import demo_config
 
 
 def test_the_detectors_do_not_see_the_labels(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.harness import peak_memory
-from sani_dist.demo.english import write_general_text
+from examples.clinic.english import write_general_text
 from sani_dist.kernels import token_scores
 
 LENGTH, TEXTS = 256, 4

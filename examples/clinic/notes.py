@@ -9,8 +9,8 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from sani_dist.demo.clinic import CLOSING, CONDITIONS, LAYOUTS, SOCIAL
-from sani_dist.demo.identities import MAX_IDENTITIES, Fields, Identifier, identities
+from examples.clinic.clinic import CLOSING, CONDITIONS, LAYOUTS, SOCIAL
+from examples.clinic.identities import MAX_IDENTITIES, Fields, Identifier, identities
 from sani_dist.errors import InputError
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from rich.console import Console
 
+from examples.clinic.english import write_general_text
+from examples.clinic.model import write_base_model
+from examples.clinic.notes import write_notes
+from examples.clinic.settings import CONTROL, GENERAL, HELDOUT, NOTES, demo_config, memorise_config
 from sani_dist import api
 from sani_dist.config import config_from_mapping
 from sani_dist.corpus.canaries import write_canaries
-from sani_dist.demo.english import write_general_text
-from sani_dist.demo.model import write_base_model
-from sani_dist.demo.notes import write_notes
-from sani_dist.demo.settings import CONTROL, GENERAL, HELDOUT, NOTES, demo_config, memorise_config
 from sani_dist.engine.distributed import has_bfloat16
 from sani_dist.errors import InputError
 from sani_dist.run import Run

@@ -1,0 +1,1 @@
+"""What sani-dist is used for, each as code to read and to run."""
