@@ -1,8 +1,8 @@
 """The experiment of the publication (arXiv 2510.21322) and its ablations, on small models of its two architectures: docs/paper.md.
 
 `gpt2-small` and `bert-small` have the architectures of GPT-2 and BERT with 8 layers of 128 hidden units and are trained here, since the
-publication's weights are on a hub that not every machine reaches: the first on the news of `examples/clinic/english.py`, then on the notes; the other,
-which learns from one token in seven, on the notes alone. Where the hub is reached, the same on the publication's two models, with every
+publication's weights are on a hub that not every machine reaches: the first on the news of `examples/clinic/english.py`, then on the notes;
+the other, which learns from one token in seven, on the notes alone. Where the hub is reached, the same on the two models, with every
 combination of layers, share, reset and epochs:
 
     python benchmarks/paper.py --base gpt2 --base bert-base-uncased --grid full
