@@ -48,7 +48,8 @@ def sanitize(
         RunError: the run failed; `resume(folder)` goes on from what it had finished.
     """
     from sani_dist import orchestrate
-    from sani_dist.run import STAGES, Run
+    from sani_dist.lock import alone
+    from sani_dist.run import STAGES, Run, make_folder
     from sani_dist.stages import preflight
 
     orchestrate.check(config.cluster)
@@ -56,22 +57,26 @@ def sanitize(
     check_disk(folder, description["disk_bytes"])
     if "attack" in (stages or STAGES):
         preflight.check_attackable(config)
-    run = Run.create(folder, config, stages or STAGES)
-    return _execute(run, on_event)
+    make_folder(folder)
+    with alone(folder) as lock:
+        return _execute(Run.create(folder, config, stages or STAGES), on_event, lock)
 
 
 def prepare(config: Config, folder: Path, *, on_event: OnEvent = lambda event: None) -> Run:
     """The stage before any rank starts, in a new run folder; then a launcher starts `launch/worker.py` on that folder."""
     from sani_dist import orchestrate
+    from sani_dist.lock import alone
     from sani_dist.metrics import Metrics
-    from sani_dist.run import STAGES, Run
+    from sani_dist.run import STAGES, Run, make_folder
     from sani_dist.stages import preflight
 
     orchestrate.check(config.cluster)
     preflight.check(config)
-    run = Run.create(folder, config, STAGES)
-    orchestrate.prepare(run, Metrics(run.path("metrics.jsonl"), on_event=on_event))
-    return run
+    make_folder(folder)
+    with alone(folder):
+        run = Run.create(folder, config, STAGES)
+        orchestrate.prepare(run, Metrics(run.path("metrics.jsonl"), on_event=on_event))
+        return run
 
 
 def resume(folder: Path, *, cluster: Mapping[str, Any] | None = None, on_event: OnEvent = lambda event: None) -> Run:
@@ -80,17 +85,20 @@ def resume(folder: Path, *, cluster: Mapping[str, Any] | None = None, on_event: 
     `cluster`: settings of that section to change, since the machines may be others now.
     """
     from sani_dist import orchestrate
+    from sani_dist.lock import alone
     from sani_dist.run import Run
     from sani_dist.stages import preflight
 
-    run = Run.open(folder)
-    if cluster:
-        run.change_cluster(cluster)
-    orchestrate.check(run.config.cluster)
-    preflight.check(run.config)
-    if run.path("source.json").exists():
-        preflight.check_unchanged(run)
-    return _execute(run, on_event)
+    Run.open(folder)
+    with alone(folder) as lock:
+        run = Run.open(folder)
+        if cluster:
+            run.change_cluster(cluster)
+        orchestrate.check(run.config.cluster)
+        preflight.check(run.config)
+        if run.path("source.json").exists():
+            preflight.check_unchanged(run)
+        return _execute(run, on_event, lock)
 
 
 def audit(
@@ -120,24 +128,27 @@ def attack(
     is not attacked again.
     """
     from sani_dist import orchestrate
+    from sani_dist.lock import alone
     from sani_dist.run import Run
     from sani_dist.stages import preflight
     from sani_dist.stages.prepare import prepare_attack
 
-    run = Run.open(folder)
-    if any(not run.is_done(stage) for stage in run.stages if stage not in ("attack", "report")):
-        raise InputError(
-            f"{folder} is not finished, or was purged: its text is needed; `sani-dist resume {folder}` makes what is missing"
-        )
-    preflight.check_attackable(run.config)
-    run.add_attack(changes or {})
-    orchestrate.check(run.config.cluster)
-    preflight.check(run.config)
-    preflight.check_unchanged(run)
-    if run.is_done("attack"):
-        # The same path may hold another text by now, and then it is not.
-        prepare_attack(run)
-    return _execute(run, on_event)
+    Run.open(folder)
+    with alone(folder) as lock:
+        run = Run.open(folder)
+        if any(not run.is_done(stage) for stage in run.stages if stage not in ("attack", "report")):
+            raise InputError(
+                f"{folder} is not finished, or was purged: its text is needed; `sani-dist resume {folder}` makes what is missing"
+            )
+        preflight.check_attackable(run.config)
+        run.add_attack(changes or {})
+        orchestrate.check(run.config.cluster)
+        preflight.check(run.config)
+        preflight.check_unchanged(run)
+        if run.is_done("attack"):
+            # The same path may hold another text by now, and then it is not.
+            prepare_attack(run)
+        return _execute(run, on_event, lock)
 
 
 def measurements(run: Run, when: str) -> list[dict[str, Any]]:
@@ -147,6 +158,14 @@ def measurements(run: Run, when: str) -> list[dict[str, Any]]:
         raise InputError(f"{run.folder} has no audit {when}; `sani-dist resume {run.folder}` makes what is missing")
     found: list[dict[str, Any]] = json.loads(path.read_text())["measurements"]
     return found
+
+
+def not_finite(run: Run) -> int:
+    """How many scores of the run's audits are no finite numbers: with one, the model is broken, and no limit is kept."""
+    from sani_dist.run import read_json
+
+    audits = [path for when in ("before", "after") if (path := run.path("audit", f"{when}.json")).exists()]
+    return sum(int(count) for path in audits for count in read_json(path).get("not_finite", {}).values())
 
 
 def attacks(run: Run) -> list[Result]:
@@ -165,11 +184,13 @@ def regime(run: Run) -> str:
 
 def report(folder: Path, limits: Mapping[str, float] | None = None) -> Path:
     """Write the report of a finished run again; returns its page. `limits` (names of `verify` settings) go before the run's own."""
+    from sani_dist.lock import alone
     from sani_dist.report import write_report
     from sani_dist.run import Run
 
     run = Run.open(folder)
-    write_report(run, _limits(run, limits))
+    with alone(folder):
+        write_report(run, _limits(run, limits))
     return run.path("report", "index.html")
 
 
@@ -203,12 +224,14 @@ def check_disk(folder: Path, needed: int) -> None:
         )
 
 
-def _execute(run: Run, on_event: OnEvent) -> Run:
+def _execute(run: Run, on_event: OnEvent, lock: int | None) -> Run:
+    """`lock`: see `lock.alone`."""
     from sani_dist import orchestrate
     from sani_dist.metrics import Metrics
     from sani_dist.report import write_report
     from sani_dist.stages.prepare import prepare_attack
 
+    run.lock = lock
     try:
         if "prepare" in run.pending():
             orchestrate.prepare(run, Metrics(run.path("metrics.jsonl"), on_event=on_event))

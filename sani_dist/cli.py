@@ -312,9 +312,9 @@ def purge(folder: RunFolder) -> None:
 
     Example: `sani-dist purge run`
     """
-    from sani_dist.run import Run
+    from sani_dist.purge import purge as remove
 
-    removed = Run.open(folder).purge()
+    removed = remove(folder)
     console.print("removed: " + (", ".join(removed) if removed else "nothing was left"))
 
 
@@ -440,6 +440,11 @@ def _show(folder: Path) -> None:
         if results := api.attacks(finished):
             console.print(attack_table(results))
             console.print(api.regime(finished), highlight=False)
+        if broken := api.not_finite(finished):
+            console.print(
+                f"[red]broken:[/red] {broken} of the model's scores are not finite numbers; every limit is missed",
+                soft_wrap=True,
+            )
         console.print(f"measurements: {folder / 'audit'}", soft_wrap=True)
     page = finished.path("report", "index.html")
     if page.exists():

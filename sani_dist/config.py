@@ -655,6 +655,22 @@ _REMOVED: tuple[tuple[str, Any, str], ...] = (
     ("tracking.to", ["tensorboard"], "curves for TensorBoard are always in logs/ of the run folder; leave it out"),
     ("tracking.project", "sani_dist", "TensorBoard needs none; leave it out"),
 )
+# Settings that are values or may spell one out: a regular expression or a prompt a name, an environment a password.
+VALUES = ("values", "subjects", "regex", "prompts", "runtime_env")
+PURGED = "(purged)"
+
+
+def without_values(settings: Any, name: str = "") -> Any:
+    """Plain YAML types without the values in them. Their number is no secret, and the report tells it."""
+    if name == "prompts" and tuple(settings) == GenerationSettings().prompts:
+        return settings
+    if name in VALUES and settings:
+        return [PURGED] * len(settings) if isinstance(settings, list) else {} if isinstance(settings, dict) else PURGED
+    if isinstance(settings, dict):
+        return {key: without_values(value, key) for key, value in settings.items()}
+    return [without_values(value) for value in settings] if isinstance(settings, list) else settings
+
+
 _DETECTORS = ("annotations", "terms", "presidio", "rare_terms")
 _PATHS = (
     "model.path",

@@ -18,7 +18,13 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from sani_dist.audit.measurement import Measurement, bootstrap_by_document, clopper_pearson, median_by_document
+from sani_dist.audit.measurement import (
+    Measurement,
+    bootstrap_by_document,
+    clopper_pearson,
+    median_by_document,
+    without_value,
+)
 from sani_dist.audit.scores import TokenScores
 
 # How often a value occurs in the repaired text: a name of the group, and the least number of occurrences.
@@ -69,12 +75,13 @@ def extraction(sensitive: pd.DataFrame, control: pd.DataFrame, samples: Sequence
     measured = []
     for population, table in (("sensitive", sensitive), ("control", control)):
         for group, members in _groups(table, sensitive, by_frequency=population == "sensitive"):
-            measured.append(_greedy(population, group, members))
-            measured += [_leak(population, group, members, n) for n in samples]
+            of_group = [_greedy(population, group, members), *(_leak(population, group, members, n) for n in samples)]
             if not group:
-                measured.append(_samples_to_leak(population, members))
-                measured.append(_mean("extraction_strength", population, group, members, "strength"))
-                measured.append(_mean("exact_memorization", population, group, members, "exact"))
+                of_group.append(_samples_to_leak(population, members))
+                of_group.append(_mean("extraction_strength", population, group, members, "strength"))
+                of_group.append(_mean("exact_memorization", population, group, members, "exact"))
+            broken = int((~np.isfinite(members["logprob"].to_numpy())).sum())
+            measured += [without_value(m, broken) for m in of_group] if broken else of_group
     return measured
 
 
@@ -103,7 +110,7 @@ def _greedy(population: str, group: dict[str, str], spans: pd.DataFrame) -> Meas
         return _nothing("greedy", population, group)
     hits = int(spans["greedy"].sum())
     low, high = clopper_pearson(hits, count)
-    return Measurement("greedy", population, hits / count, low, high, count, group)
+    return Measurement("greedy", population, hits / count, low, high, count, group, documents=_documents(spans))
 
 
 def _leak(population: str, group: dict[str, str], spans: pd.DataFrame, samples: int) -> Measurement:
@@ -112,7 +119,7 @@ def _leak(population: str, group: dict[str, str], spans: pd.DataFrame, samples: 
         return _nothing(metric, population, group)
     leak = leaks(spans, samples)
     low, high = bootstrap_by_document(leak, np.ones(count), spans["document"].to_numpy())
-    return Measurement(metric, population, float(leak.mean()), low, high, count, group)
+    return Measurement(metric, population, float(leak.mean()), low, high, count, group, documents=_documents(spans))
 
 
 def _samples_to_leak(population: str, spans: pd.DataFrame) -> Measurement:
@@ -133,6 +140,10 @@ def _mean(metric: str, population: str, group: dict[str, str], spans: pd.DataFra
     values = spans[column].to_numpy()
     low, high = bootstrap_by_document(values, np.ones(len(values)), spans["document"].to_numpy())
     return Measurement(metric, population, float(values.mean()), low, high, len(values), group)
+
+
+def _documents(spans: pd.DataFrame) -> int:
+    return int(spans["document"].nunique())
 
 
 def _nothing(metric: str, population: str, group: dict[str, str]) -> Measurement:

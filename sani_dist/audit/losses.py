@@ -27,6 +27,12 @@ def _losses(split: str, scores: TokenScores, rows: PackedRows) -> pd.DataFrame:
     learnable = (batch.role.numpy() == LEARN) & ~np.isnan(scores.logprob)
     document = batch.document.numpy()[learnable].astype(np.int64)
     loss = -scores.logprob[learnable].astype(np.float64)
-    summed = pd.DataFrame({"document": document, "loss": loss, "tokens": 1}).groupby("document", as_index=False).sum()
+    if scores.not_finite:  # which of the documents they are in is not known here
+        loss[:] = np.nan
+    summed = (
+        pd.DataFrame({"document": document, "loss": loss, "tokens": 1})
+        .groupby("document", as_index=False)
+        .sum(min_count=1)
+    )
     summed.insert(0, "split", split)
     return summed

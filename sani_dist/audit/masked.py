@@ -66,7 +66,8 @@ def audit_masked(
             for split in UNSEEN
             if split in rows
         ]
-    return Audit(measured, document_losses(ordinary, rows))
+    broken = {split: sum(found.not_finite for found in scores[split].values()) for split in rows}
+    return Audit(measured, document_losses(ordinary, rows), {split: count for split, count in broken.items() if count})
 
 
 def _asked(rows: PackedRows, spans: pd.DataFrame, mask_token: int) -> dict[str, HiddenRows]:
@@ -85,7 +86,7 @@ def _in_place(asked: TokenScores, hidden: HiddenRows, shape: tuple[int, int]) ->
     for number, (row, columns) in enumerate(hidden.hidden):
         logprob[row, columns] = asked.logprob[number, columns]
         is_argmax[row, columns] = asked.is_argmax[number, columns]
-    return TokenScores(logprob, is_argmax)
+    return TokenScores(logprob, is_argmax, not_finite=asked.not_finite)
 
 
 def _scored(

@@ -35,10 +35,11 @@ UNSEEN = ("heldout", "general_test")
 
 @dataclass(frozen=True)
 class Audit:
-    """What was measured, and the loss of each document (see `audit.losses`)."""
+    """What was measured, the loss of each document (see `audit.losses`), and of each split how many scores are not finite."""
 
     measurements: list[Measurement]
     losses: pd.DataFrame
+    not_finite: dict[str, int]
 
 
 def audit(
@@ -74,11 +75,14 @@ def audit(
     answers = score(engine, questions.rows, settings.micro_rows, step, attention=branching)
     done += len(questions.rows)
 
+    broken = {split: found.not_finite for split, found in scores.items() if found.not_finite}
+    if broken:  # nothing can be drawn from such a model, or ranked by it
+        wanted &= {"extraction", "utility"}
     measured: list[Measurement] = []
     if "extraction" in wanted:
         sensitive, control = (_scored(scores, spans, split) for split in SPLITS.values())
         measured += extraction(sensitive, control, settings.samples)
-    if texts is not None:
+    if texts is not None and not broken:
         measured += texts.measure(engine, scores, partial(_report_from, report, done, total))
     if "exposure" in wanted:
         measured += questions.exposure(answers)
@@ -89,10 +93,10 @@ def audit(
             measured.append(perplexity(split, scores[split], rows[split]))
     if "utility" in wanted:
         measured += [next_token_accuracy(split, scores[split], rows[split]) for split in UNSEEN if split in rows]
-        measured += questions.accuracy(answers)
-    if settings.harness.tasks:
+        measured += questions.accuracy(answers) if not broken else []
+    if settings.harness.tasks and not broken:
         measured += harness(engine, tokenizer, settings, max(of_split.row_length for of_split in rows.values()))
-    return Audit(measured, document_losses(scores, rows))
+    return Audit(measured, document_losses(scores, rows), broken)
 
 
 def reference_scores(engine: Engine, rows: Mapping[str, PackedRows], settings: AuditSettings) -> dict[str, TokenScores]:

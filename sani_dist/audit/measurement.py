@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -32,6 +32,13 @@ class Measurement:
     n: int
     group: dict[str, str]
     reason: str | None = None
+    documents: int | None = None  # those that the figure comes from, where it is one of spans
+
+
+def without_value(measured: Measurement, broken: int) -> Measurement:
+    """What is left of a measurement to which `broken` scores of the model were not finite: a reason."""
+    reason = f"{broken} of the model's scores are not finite numbers"
+    return replace(measured, value=None, low=None, high=None, reason=reason)
 
 
 def clopper_pearson(hits: int, count: int) -> tuple[float, float]:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from sani_dist.corpus.rows import LEARN, SENSITIVE, Batch, Rows, targets
+from sani_dist.engine import distributed
 from sani_dist.engine.map_rows import map_rows
 from sani_dist.engine.zero3 import Engine
 from sani_dist.kernels import Scores, token_scores
@@ -29,6 +30,8 @@ class TokenScores:
     rank: np.ndarray | None = None
     mean_logprob: np.ndarray | None = None
     std_logprob: np.ndarray | None = None
+    # Targets whose log-probability is no finite number. A broken model must not look as if it had forgotten.
+    not_finite: int = 0
 
 
 # Puts an attention mask of its own into the forward passes of a batch.
@@ -84,11 +87,13 @@ def score_views(
     ]
     shape = (len(rows), rows.row_length)
     found = [_empty(fields, shape) for _ in views]
+    broken = torch.zeros(len(views), dtype=torch.float64, device=engine.device)
 
     def compute(batch: Batch) -> torch.Tensor:
         index, target, _, _ = targets(batch, roles=roles)
         with attention(engine, batch):
             scored = engine.forward(batch.input_ids, batch.position, partial(_scores, index, target, moments, views))
+        broken.add_(torch.stack([(~torch.isfinite(seen.logprob)).sum() for seen in scored]).to(broken))
         # One exchange for all: fp32 holds a rank exactly, which is below the vocabulary and so below 2^24.
         sent = torch.full((len(views), len(fields), micro_rows * rows.row_length), torch.nan, dtype=torch.float32)
         for of_view, seen in zip(sent, scored, strict=True):
@@ -102,7 +107,8 @@ def score_views(
             for name, value in zip(fields, values, strict=True):
                 there = ~np.isnan(value)
                 arrays[name][items.start : items.stop][there] = value[there]
-    return [TokenScores(**arrays) for arrays in found]
+    counts = distributed.sum_over_ranks(broken).tolist()
+    return [TokenScores(**arrays, not_finite=int(count)) for arrays, count in zip(found, counts, strict=True)]
 
 
 def _empty(fields: Sequence[str], shape: tuple[int, int]) -> dict[str, np.ndarray]:

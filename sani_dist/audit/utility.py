@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 
 from sani_dist.audit.candidates import CHARACTERS_BEFORE, Question
-from sani_dist.audit.measurement import Measurement, bootstrap_by_document, clopper_pearson
+from sani_dist.audit.measurement import Measurement, bootstrap_by_document, clopper_pearson, without_value
 from sani_dist.audit.scores import TokenScores
 from sani_dist.corpus.rows import LEARN, PackedRows
 
@@ -26,11 +26,12 @@ def perplexity(split: str, scores: TokenScores, rows: PackedRows) -> Measurement
     learnable, document = _learnable(scores, rows)
     nll = -scores.logprob[learnable].astype(np.float64)
     if not nll.size:
-        return _nothing("perplexity", split)
+        return _nothing("perplexity", split, scores)
     low, high = bootstrap_by_document(nll, np.ones(nll.size), document)
-    return Measurement(
+    found = Measurement(
         "perplexity", split, float(np.exp(nll.mean())), float(np.exp(low)), float(np.exp(high)), nll.size, {}
     )
+    return without_value(found, scores.not_finite) if scores.not_finite else found
 
 
 def next_token_accuracy(split: str, scores: TokenScores, rows: PackedRows) -> Measurement:
@@ -38,9 +39,10 @@ def next_token_accuracy(split: str, scores: TokenScores, rows: PackedRows) -> Me
     learnable, document = _learnable(scores, rows)
     hits = scores.is_argmax[learnable].astype(np.float64)
     if not hits.size:
-        return _nothing("next_token_accuracy", split)
+        return _nothing("next_token_accuracy", split, scores)
     low, high = bootstrap_by_document(hits, np.ones(hits.size), document)
-    return Measurement("next_token_accuracy", split, float(hits.mean()), low, high, hits.size, {})
+    found = Measurement("next_token_accuracy", split, float(hits.mean()), low, high, hits.size, {})
+    return without_value(found, scores.not_finite) if scores.not_finite else found
 
 
 def continuations(texts: Iterable[str], most: int, seed: int) -> list[Question]:
@@ -88,8 +90,9 @@ def _learnable(scores: TokenScores, rows: PackedRows) -> tuple[np.ndarray, np.nd
     return learnable, batch.document.numpy()[learnable]
 
 
-def _nothing(metric: str, split: str) -> Measurement:
-    return Measurement(metric, split, None, None, None, 0, {}, "no learnable tokens")
+def _nothing(metric: str, split: str, scores: TokenScores) -> Measurement:
+    nothing = Measurement(metric, split, None, None, None, 0, {}, "no learnable tokens")
+    return without_value(nothing, scores.not_finite) if scores.not_finite else nothing
 
 
 def _next_sentences(text: str) -> list[tuple[str, str]]:

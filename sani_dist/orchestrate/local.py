@@ -72,6 +72,7 @@ def _start(run: Run, rank: int, workers: int, port: int) -> subprocess.Popen[byt
         return subprocess.Popen(
             [sys.executable, "-m", "sani_dist.orchestrate.worker", str(run.folder), "--follow-stdin"],
             env=environment(rank, workers, port), stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT,
+            pass_fds=() if run.lock is None else (run.lock,),
         )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -33,6 +34,7 @@ _ROOM_OR_NOT = contextlib.suppress(OSError)
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code: 0 finished, 2 bad input, 3 failed or stopped by a signal, so that it can be resumed."""
     chosen = _parser().parse_args(arguments)
+    os.umask(0o077)
     checkpoint_asked = threading.Event()
     if chosen.follow_stdin:
         # A rank whose starter was killed must not go on: a new group may be at work in the same run folder.
@@ -41,7 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
     folder: Path = name if name.is_dir() else chosen.out
     try:
         error_file(folder, rank).unlink(missing_ok=True)
-        _work(chosen, folder, checkpoint_asked)
+        with _alone(chosen, folder):
+            _work(chosen, folder, checkpoint_asked)
         return 0
     except SaniError as error:
         with _ROOM_OR_NOT:
@@ -94,6 +97,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--local_rank", "--local-rank", help="given by some launchers; has to be LOCAL_RANK")
     return parser  # fmt: skip
+
+
+@contextlib.contextmanager
+def _alone(chosen: argparse.Namespace, folder: Path) -> Iterator[None]:
+    """Rank 0 holds the lock of the run for all ranks, unless a command of ours has started them and does."""
+    from sani_dist.lock import alone
+    from sani_dist.run import make_folder
+
+    if chosen.follow_stdin or os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    if not (folder / "config.yaml").exists():
+        if folder == chosen.run:
+            raise InputError(f"{folder} is not a run folder (no readable config.yaml)")
+        make_folder(folder)
+    with alone(folder):
+        yield
 
 
 def _work(chosen: argparse.Namespace, folder: Path, checkpoint_asked: threading.Event) -> None:

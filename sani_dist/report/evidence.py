@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -14,10 +14,7 @@ from sani_dist.attack.result import Result
 from sani_dist.audit.measurement import Measurement
 from sani_dist.errors import InputError
 from sani_dist.report.rise import perplexity_rise
-from sani_dist.run import Run
-
-# The split each population of spans lies in.
-SPLIT_OF = {"sensitive": "repair", "control": "control"}
+from sani_dist.run import Run, read_json
 
 
 @dataclass(frozen=True)
@@ -29,36 +26,42 @@ class Evidence:
     rises: tuple[Measurement, ...]
     summary: Mapping[str, Any]
     attacks: tuple[Result, ...] = ()
+    not_finite: int = 0  # scores of tokens, in both audits together
 
     @property
     def last(self) -> tuple[Measurement, ...]:
         """The audit that speaks of the model as it is now."""
         return list(self.audits.values())[-1]
 
-    def documents(self, population: str) -> int:
-        """How many documents hold audited spans of a population."""
-        return int(self.summary["documents_with_spans"].get(SPLIT_OF[population], 0))
-
 
 def read_evidence(run: Run) -> Evidence:
     """Raises InputError for a run without an audit, one that has not come to it yet, and files that were changed since."""
     wanted = [when for when in ("before", "after") if f"audit-{when}" in run.stages]
-    missing = [when for when in wanted if not run.outputs_fit(f"audit-{when}")]
     if not wanted:
         raise InputError(f"{run.folder} was run without an audit: nothing was measured")
+    missing = [when for when in wanted if not run.outputs_fit(f"audit-{when}")]
     if missing:
         raise InputError(
             f"{run.folder} has no audit {missing[0]}, or another than the run wrote; `sani-dist resume {run.folder}` makes it"
         )
+    if changed := run.difference():
+        raise InputError(
+            f"{run.folder} is not as the run left it: {changed}; what it measured says nothing of that. Undo the change, or "
+            f"`sani-dist resume {run.folder}`"
+        )
     audits = {when: read_measurements(run, when) for when in wanted}
-    summary = json.loads(run.path("corpus", "summary.json").read_text())
-    return Evidence(audits, _rises(run) if len(audits) == 2 else (), summary, _attacks(run))
+    summary = read_json(run.path("corpus", "summary.json"))
+    broken = sum(int(count) for when in wanted for count in read_json(_audit(run, when)).get("not_finite", {}).values())
+    return Evidence(audits, _rises(run) if len(audits) == 2 else (), summary, _attacks(run), broken)
 
 
 def read_measurements(run: Run, when: str) -> tuple[Measurement, ...]:
     """Of an audit that the run has made, "before" or "after"."""
-    document = json.loads(run.path("audit", f"{when}.json").read_text())
-    return tuple(_measurement(entry) for entry in document["measurements"])
+    return tuple(_measurement(entry) for entry in read_json(_audit(run, when))["measurements"])
+
+
+def _audit(run: Run, when: str) -> Path:
+    return run.path("audit", f"{when}.json")
 
 
 def find(
@@ -85,7 +88,7 @@ def _attacks(run: Run) -> tuple[Result, ...]:
         raise InputError(
             f"{run.folder} has no attacks, or others than the run wrote; `sani-dist attack {run.folder}` makes them"
         )
-    found = json.loads(run.path("audit", "attacks.json").read_text())["results"]
+    found = read_json(run.path("audit", "attacks.json"))["results"]
     return tuple(Result.of({**r, "measurements": [asdict(_measurement(m)) for m in r["measurements"]]}) for r in found)
 
 

@@ -35,6 +35,7 @@ class Outcome:
     reason: str
 
 
+BROKEN = "the model's scores are not all finite numbers, so nothing can be told"
 TITLES = {
     "max_greedy": "Greedy decoding reproduces",
     "max_leak100": "100 samples reproduce",
@@ -57,7 +58,7 @@ def check(limits: VerifySettings, evidence: Evidence) -> list[Outcome]:
     for limit, test in tests.items():
         allowed = getattr(limits, limit)
         if allowed is not None:
-            bound, reason = test(allowed)
+            bound, reason = (None, BROKEN) if evidence.not_finite else test(allowed)
             passed = bound is not None and bound <= allowed
             outcomes.append(
                 Outcome(limit, TITLES[limit], allowed, bound, passed, f"{reason}; limit {percent(allowed)}")
@@ -72,7 +73,7 @@ def spans_needed(limit: float) -> int:
 
 def _share(evidence: Evidence, metric: str, allowed: float) -> tuple[float | None, str]:
     measured = find(evidence.last, metric, "sensitive")
-    unknown = _cannot_tell(evidence, measured, metric, "sensitive", allowed)
+    unknown = _cannot_tell(measured, metric, "sensitive", allowed)
     if unknown is not None or measured is None or measured.high is None:
         return None, unknown or f"{metric} has no interval"
     return measured.high, f"at most {percent(measured.high)} (upper end of the interval, {measured.n:,} spans)"
@@ -81,7 +82,7 @@ def _share(evidence: Evidence, metric: str, allowed: float) -> tuple[float | Non
 def _above_control(evidence: Evidence, metric: str, allowed: float) -> tuple[float | None, str]:
     sensitive, control = (find(evidence.last, metric, population) for population in ("sensitive", "control"))
     for population, measured in (("sensitive", sensitive), ("control", control)):
-        unknown = _cannot_tell(evidence, measured, metric, population, allowed)
+        unknown = _cannot_tell(measured, metric, population, allowed)
         if unknown is not None:
             return None, unknown
     if sensitive is None or control is None or sensitive.high is None or control.low is None:
@@ -91,13 +92,13 @@ def _above_control(evidence: Evidence, metric: str, allowed: float) -> tuple[flo
     return bound, f"at most {percent(max(bound, 0))} above the control ({ends})"
 
 
-def _cannot_tell(
-    evidence: Evidence, measured: Measurement | None, metric: str, population: str, allowed: float
-) -> str | None:
+def _cannot_tell(measured: Measurement | None, metric: str, population: str, allowed: float) -> str | None:
     """Why a limit on a share cannot be tested, or None."""
     if measured is None:
         return f"{metric} was not measured on {population} spans"
-    needed, documents = spans_needed(allowed), evidence.documents(population)
+    if measured.value is None and measured.n:
+        return f"{metric} was not measured: {measured.reason}"
+    needed, documents = spans_needed(allowed), measured.documents or 0
     if measured.n < needed:
         return f"too few {population} spans to tell: {measured.n}, and a limit of {percent(allowed)} needs {needed}"
     if documents < FEWEST_DOCUMENTS:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import Any
 
-# Values and subjects are sensitive themselves; a regular expression or a prompt may spell a value out, an environment a password.
-HIDDEN = ("values", "subjects", "regex", "prompts", "runtime_env")
+from sani_dist.config import VALUES
 
 
 def redacted(settings: Any, name: str = "") -> Any:
     """Plain YAML types in, plain YAML types out."""
-    if name in HIDDEN and settings:
+    if name in VALUES and settings:
         return f"({len(settings)}, not shown)" if isinstance(settings, list) else "(not shown)"
     if isinstance(settings, dict):
         return {key: redacted(value, key) for key, value in settings.items()}

@@ -24,9 +24,15 @@ def perplexity_rise(split: str, before: pd.DataFrame, after: pd.DataFrame) -> Me
     """
     here = before[before["split"] == split]
     both = here.merge(after[after["split"] == split], on="document", suffixes=("", "_after"), validate="one_to_one")
+    if len(both) != max(len(here), int((after["split"] == split).sum())):
+        return Measurement(
+            METRIC, split, None, None, None, len(both), {}, "the two audits are not of the same documents"
+        )
     if len(both) < FEWEST_DOCUMENTS:
         reason = f"{len(both)} documents; an interval needs {FEWEST_DOCUMENTS}"
         return Measurement(METRIC, split, None, None, None, len(both), {}, reason)
+    if not np.isfinite(both[["loss", "loss_after"]].to_numpy()).all():
+        return Measurement(METRIC, split, None, None, None, len(both), {}, "the loss of some is not a finite number")
     change, tokens = (both["loss_after"] - both["loss"]).to_numpy(), both["tokens"].to_numpy(dtype=np.float64)
     low, high = bootstrap_by_document(change, tokens, both["document"].to_numpy())
     value, low, high = (float(np.expm1(nats)) for nats in (change.sum() / tokens.sum(), low, high))

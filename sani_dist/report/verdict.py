@@ -34,7 +34,15 @@ def headline(outcomes: Sequence[Outcome]) -> str:
 
 def sentences(evidence: Evidence) -> list[str]:
     """What the audits say, most important first."""
-    said = [_leak(evidence), _control(evidence), _kinds(evidence), _greedy(evidence), _cost(evidence)]
+    broken = f"The model is broken: {evidence.not_finite:,} of its scores are not finite numbers."
+    said = [
+        broken if evidence.not_finite else "",
+        _leak(evidence),
+        _control(evidence),
+        _kinds(evidence),
+        _greedy(evidence),
+        _cost(evidence),
+    ]
     evidence_of = EVIDENCE if "after" in evidence.audits else EVIDENCE_ALONE
     return [sentence for sentence in said if sentence] + [f"{evidence_of} {CAVEAT}"]
 

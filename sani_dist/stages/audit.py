@@ -50,6 +50,7 @@ def _audit(rank: Rank, engine: Engine, when: str, model_sha256: str | None) -> O
             "model_sha256": model_sha256,
             "corpus_sha256": file_sha256(rank.run.path("corpus", "spans.parquet")),
             "settings": redacted(settings.model_dump(mode="json")),
+            "not_finite": found.not_finite,
             "measurements": [asdict(m) for m in found.measurements],
         }
         build(path, lambda temporary: write_json(temporary, document))

@@ -98,6 +98,7 @@ def make_run(tmp_path: Path) -> MakeRun:
     def make(
         *, before: Sequence[Measurement] | None = BEFORE, after: Sequence[Measurement] | None = AFTER, rise: float = 0.02,
         documents: int = 40, sensitive_documents: int = 60, kinds: dict[str, int] | None = None, verify: dict[str, float] | None = None,
+        memory: tuple[Memory, ...] = MEMORY, not_finite: dict[str, int] | None = None,
     ) -> Run:  # fmt: skip
         model = tmp_path / "home" / "Nightingale" / "memorised"
         config = config_from_mapping(
@@ -114,25 +115,32 @@ def make_run(tmp_path: Path) -> MakeRun:
                 "verify": verify or {},
             }
         )  # fmt: skip
-        audits = {when: found for when, found in (("before", before), ("after", after)) if found is not None}
         stages = STAGES if after is not None else ("prepare", "audit-before", "report")
         stages = tuple(stage for stage in stages if stage != "audit-before" or before is not None)
         run = Run.create(tmp_path / "run", config, stages)
         _write(run, "source.json", {"model_sha256": "a" * 64})
         summary = {
             "documents": {"repair": 60, "control": 40},
-            "documents_with_spans": {"repair": sensitive_documents, "control": 40},
+            "documents_with_spans": {"repair": 60, "control": 40},
             "kinds": {"repair": kinds or {"PERSON": 150, "RECORD_NUMBER": 150}},
             "audited": {"repair": "spans", "control": "spans"},
             "score": None,
             "tokens": {"repair": {"rows": 9, "learnable": 7000, "sensitive": 3000, "sensitive_share": 0.3}},
         }
         run.mark_done("prepare", [run.path("source.json"), _write(run, "corpus/summary.json", summary)])
-        for when, measured in audits.items():
+        behind = {"sensitive": sensitive_documents, "control": 40}
+
+        def audit(when: str, measured: Sequence[Measurement]) -> None:
+            measured = [replace(m, documents=behind.get(m.population)) for m in measured]
             document = {"schema": 1, "corpus_sha256": "b" * 64, "measurements": [asdict(m) for m in measured]}
+            if when == "after":
+                document["not_finite"] = not_finite or {}
             table = run.path("audit", f"{when}-losses.parquet")
             losses(0.0 if when == "before" else rise, documents).to_parquet(table)
             run.mark_done(f"audit-{when}", [_write(run, f"audit/{when}.json", document), table])
+
+        if before is not None:
+            audit("before", before)
         if after is not None:
             Plan(
                 "a" * 64,
@@ -140,8 +148,11 @@ def make_run(tmp_path: Path) -> MakeRun:
                 "attribution",
                 "zero",
                 (Unit(2, "mlp", (1, 5)), Unit(2, "head", (1,)), Unit(3, "mlp", (0, 2, 9))),
-                memory=MEMORY,
+                memory=memory,
             ).write(run.path("erase", "plan.json"))
+            run.mark_done("erase", [run.path("erase", "plan.json")])
+            run.mark_done("repair", [])
+            audit("after", after)
             steps = [
                 {"stage": "repair", "done": s, "total": 6, "unit": "steps", "loss": 3 / s, "learning_rate": 1e-4}
                 for s in range(1, 7)

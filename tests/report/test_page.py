@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -14,7 +13,6 @@ from hypothesis import strategies as st
 
 from sani_dist.audit.measurement import Measurement
 from sani_dist.config import VerifySettings
-from sani_dist.erase import Plan
 from sani_dist.erase.plan import Memory
 from sani_dist.report import plots, write_report
 from sani_dist.report.words import number, percent, signed_percent, span
@@ -85,9 +83,8 @@ def test_links_and_labels_point_at_something(make_run: MakeRun) -> None:
 
 def test_a_kind_with_markup_in_its_name_is_text_in_page_and_card(make_run: MakeRun) -> None:
     kind = share("leak@100", 7, 90, kind=EVIL)
-    run = make_run(before=[*BEFORE, kind], after=[*AFTER, kind], kinds={EVIL: 90})
-    plan = Plan.read(run.path("erase", "plan.json"))
-    replace(plan, memory=(Memory("mlp", EVIL, 9, (2, 3), (0.1, 0.9)), *MEMORY)).write(run.path("erase", "plan.json"))
+    memory = (Memory("mlp", EVIL, 9, (2, 3), (0.1, 0.9)), *MEMORY)
+    run = make_run(before=[*BEFORE, kind], after=[*AFTER, kind], kinds={EVIL: 90}, memory=memory)
     text = html(run)
     assert "<script" not in text
     assert Page(text).words().count("alert(1)") >= 5
@@ -115,9 +112,7 @@ def test_where_memory_sat_is_drawn_and_told(make_run: MakeRun) -> None:
     "memory", [(), (Memory("mlp", None, 9, (3,), (1.0,)),), (Memory("mlp", EVIL, 9, (3,), (1.0,)), MEMORY[-1])]
 )
 def test_where_nothing_can_be_compared_no_memory_is_drawn(make_run: MakeRun, memory: tuple[Memory, ...]) -> None:
-    run = make_run()
-    plan = Plan.read(run.path("erase", "plan.json"))
-    replace(plan, memory=memory).write(run.path("erase", "plan.json"))
+    run = make_run(memory=memory)
     assert "Where memory sat" not in Page(html(run)).words()
 
 
