@@ -25,6 +25,7 @@ from sani_dist.engine.attention import attend_by_document
 from sani_dist.engine.blocks import blocks_of
 from sani_dist.engine.layout import find_layout
 from sani_dist.engine.packed_attention import PackedAttention
+from sani_dist.engine.rotary import rotate_by_document
 from sani_dist.engine.safetensors_files import Checkpoint
 from sani_dist.engine.shards import local_shards
 from sani_dist.engine.trunk import Trunk, recompute_trained
@@ -232,6 +233,7 @@ class CausalModel(nn.Module):
         self.body = model.base_model
         self.head = VocabularyHead(model)
         self.attention = PackedAttention(model, blocks_of(model))
+        rotate_by_document(model)
         self.visible: torch.Tensor | None = None
         self.trunk: Trunk | None = None
 
@@ -271,6 +273,7 @@ class MaskedModel(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         check_head(model)
+        rotate_by_document(model)
         self.body = model
         self.head = VocabularyHead(model)
         model.get_output_embeddings().forward = _unchanged
