@@ -194,7 +194,8 @@ def _create_optimizer_state(engine: Engine, step: int) -> None:
         if on_nvme:
             zero._optimizer_states_and_gradient_swap_in(number)
         zero.optimizer.state[flat] = {
-            "step": torch.tensor(float(step), dtype=torch.float32),
+            # Beside the master, as fused AdamW wants it.
+            "step": torch.tensor(float(step), dtype=torch.float32, device=flat.device),
             "exp_avg": torch.zeros_like(flat),
             "exp_avg_sq": torch.zeros_like(flat),
         }
@@ -203,5 +204,5 @@ def _create_optimizer_state(engine: Engine, step: int) -> None:
 
 
 def _hex_of_ranks(state: torch.Tensor) -> list[str]:
-    gathered = distributed.gather_in_rank_order(state.to(distributed.device()))
-    return [bytes(row.tolist()).hex() for row in gathered.cpu()]
+    gathered = distributed.gather_in_rank_order(state)
+    return [bytes(row.tolist()).hex() for row in gathered]

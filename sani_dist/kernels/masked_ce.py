@@ -142,9 +142,10 @@ class _MaskedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> Any:  # type: ignore[override]
         if ctx.summed:
-            # Most often it is 1; to look costs nothing but on GPUs, where it would synchronise.
-            scaled = upstream.is_cuda or upstream.item() != 1
-            gradients = [g if g is None or not scaled else g * upstream.to(g.dtype) for g in ctx.saved_tensors]
+            # Most often it is 1; to look costs nothing on CPUs; elsewhere it would synchronise.
+            scaled = upstream.device.type != "cpu" or upstream.item() != 1
+            # In fp32: rounded to 16 bits first, a third would be off by a thousandth in every element.
+            gradients = [g if g is None or not scaled else g * upstream for g in ctx.saved_tensors]
         else:
             hidden, weight, bias = ctx.saved_tensors
             rows, terms, softcap, _, implementation, max_bytes = ctx.settings
