@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import hashlib
 import os
 import time
@@ -23,6 +25,24 @@ def file_sha256(file: Path) -> str:
     if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > _STILL_NS:
         _hashes[state] = found
     return found
+
+
+def allocate(descriptor: int, size: int) -> None:
+    """Give an open file its size, and blocks where the file system can reserve them; raises OSError when the disk is full.
+
+    Where it cannot (NFS before 4.2, some Lustre), the file is as long and takes no blocks yet. `os.posix_fallocate` would write into
+    each of its pages there.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    fallocate = getattr(libc, "fallocate64", None) or getattr(libc, "fallocate", None)
+    if fallocate is not None:
+        fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+        if not size or fallocate(descriptor, 0, 0, size) == 0:
+            return
+        number = ctypes.get_errno()
+        if number not in (errno.EOPNOTSUPP, errno.ENOSYS):
+            raise OSError(number, os.strerror(number))
+    os.ftruncate(descriptor, size)
 
 
 def fsync(path: Path) -> None:

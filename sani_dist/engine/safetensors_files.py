@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 
 from sani_dist.errors import InputError
-from sani_dist.files import file_sha256
+from sani_dist.files import allocate, file_sha256
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -224,10 +223,10 @@ def plan_files(
 
 
 def create_files(files: Iterable[PlannedFile], folder: Path) -> None:
-    """Create planned files at their full size with their headers. A full disk fails here, before any rank writes."""
+    """Create planned files at their full size with their headers. A full disk fails here, before any rank writes, where it can reserve."""
     for file in files:
         with (folder / file.name).open("wb") as stream:
-            os.posix_fallocate(stream.fileno(), 0, file.total_bytes)
+            allocate(stream.fileno(), file.total_bytes)
             stream.write(file.header)
 
 
