@@ -53,6 +53,7 @@ def sanitize(
     from sani_dist.stages import preflight
 
     orchestrate.check(config.cluster)
+    orchestrate.check_ranks(config.cluster)
     description = preflight.check(config)
     check_disk(folder, description["disk_bytes"])
     if "attack" in (stages or STAGES):
@@ -95,6 +96,7 @@ def resume(folder: Path, *, cluster: Mapping[str, Any] | None = None, on_event: 
         if cluster:
             run.change_cluster(cluster)
         orchestrate.check(run.config.cluster)
+        orchestrate.check_ranks(run.config.cluster)
         preflight.check(run.config)
         if run.path("source.json").exists():
             preflight.check_unchanged(run)
@@ -143,6 +145,7 @@ def attack(
         preflight.check_attackable(run.config)
         run.add_attack(changes or {})
         orchestrate.check(run.config.cluster)
+        orchestrate.check_ranks(run.config.cluster)
         preflight.check(run.config)
         preflight.check_unchanged(run)
         if run.is_done("attack"):

@@ -384,13 +384,18 @@ def plan(
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="new folder for the demo")] = Path("demo-run"),
     seed: Annotated[int, typer.Option(help="of the notes, the training and the erasing")] = 0,
-    workers: Annotated[int, typer.Option(help="ZeRO-3 ranks")] = 2,
+    workers: Annotated[
+        int | None, typer.Option(help="ZeRO-3 ranks; default: one for each GPU, or 2 without any")
+    ] = None,
     canaries: Annotated[int, typer.Option(min=0, help="random codes put into as many of the 48 notes")] = 0,
 ) -> None:
     """A model that has memorised synthetic clinical notes, sanitised: about twelve minutes on two cores.
 
     Example: `sani-dist demo --out demo-run`
     """
+    from sani_dist.engine.devices import choose, gpus
+
+    workers = workers or (gpus() if choose("auto") else 2)
     finished = _clinic()(out, seed, workers, console, canaries)
     _show(finished.folder)
 
@@ -458,8 +463,10 @@ def _with(overrides: list[str] | None, allow_pickle: bool) -> list[str]:
 
 
 def _describe(settings: Config) -> None:
+    from sani_dist import orchestrate
     from sani_dist.stages import preflight
 
+    orchestrate.check_ranks(settings.cluster)
     found = preflight.check(settings)
     erase, repair, workers = settings.erase, settings.repair, settings.cluster.most_workers
     console.print(f"model    {found['architecture']}, {found['parameters']:,} parameters, {found['layers']} layers")

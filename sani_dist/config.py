@@ -443,6 +443,14 @@ class ClusterSettings(Settings):
         1,
         description="ranks; with ray also [least, most]: the group shrinks when a node is lost and grows when one comes",
     )
+    device: Literal["auto", "cuda", "cpu"] = Field(
+        "auto",
+        description="what ranks compute on; auto: GPUs where there are any, and an error where these cannot be used",
+    )
+    deterministic: bool = Field(
+        False,
+        description="on GPUs, nothing adds in an order of its own: two runs give the same bits, more slowly; on CPUs they do anyway",
+    )
     threads: Annotated[int, Field(ge=1)] | None = Field(
         None, description="threads of each worker; default: cores / workers"
     )

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from sani_dist.config import Config
+from sani_dist.errors import InputError
 
 PACKAGES = ("torch", "deepspeed", "transformers", "accelerate", "datasets", "ray", "presidio-analyzer")
 # DeepSpeed ops that a run uses: on CPU the shared-memory collectives, with offloading to NVMe asynchronous I/O.
@@ -56,17 +57,10 @@ def examine(console: Console, config: Config | None) -> bool:
                 "not installed" + (": pip install 'sani_dist[presidio]'" if optional else ""),
                 None if optional else False,
             )
-    import torch
-
     # Before DeepSpeed, which importing it tells that there is no GPU.
     from sani_dist.engine.distributed import has_bfloat16
 
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    line(
-        "accelerator",
-        ", ".join(gpus) if gpus else f"none: ranks run on {os.cpu_count()} CPU cores",
-        True if gpus else None,
-    )
+    line("accelerator", *_accelerator(config))
     native = has_bfloat16()
     line(
         "bfloat16",
@@ -87,6 +81,23 @@ def examine(console: Console, config: Config | None) -> bool:
     return good
 
 
+def _accelerator(config: Config | None) -> tuple[str, bool | None]:
+    """On what ranks would run, or why they could not."""
+    import torch
+
+    from sani_dist.engine import devices
+
+    try:
+        if config is not None and config.cluster.launcher == "local":
+            devices.check_ranks(config.cluster.device, config.cluster.most_workers)
+        on_gpus = devices.choose("auto" if config is None else config.cluster.device)
+    except InputError as error:
+        return str(error), False
+    if not on_gpus:
+        return f"none: ranks run on {os.cpu_count()} CPU cores", None
+    return ", ".join(torch.cuda.get_device_name(i) for i in range(devices.gpus())), True
+
+
 def _op_is_compatible(builder: str) -> bool:
     from deepspeed.accelerator import get_accelerator
 
@@ -104,11 +115,7 @@ def _resources(line: object, config: Config | None) -> None:
         line("free disk", f"{disk / 1e9:.1f} GB")
         return
     needs = preflight.check(config)
-    line(
-        "free memory",
-        f"{memory / 1e9:.1f} GB, the run needs about {needs['training_bytes'] / 1e9:.1f} GB over all workers",
-        memory > needs["training_bytes"],
-    )
+    line(*_memory(config, needs["training_bytes"], memory))
     line(
         "free disk",
         f"{disk / 1e9:.1f} GB, the run needs up to {needs['disk_bytes'] / 1e9:.1f} GB",
@@ -116,9 +123,31 @@ def _resources(line: object, config: Config | None) -> None:
     )
 
 
+def _memory(config: Config, needed: int, host: int) -> tuple[str, str, bool]:
+    """Where weights, gradients, masters and moments lie, against what is free there."""
+    import torch
+
+    from sani_dist.engine import devices
+    from sani_dist.engine.zero3 import read_ds_config
+
+    zero = read_ds_config(config.cluster.ds_config, torch.float32)["zero_optimization"]
+    offloads = any(
+        zero.get(part, {}).get("device", "none") != "none" for part in ("offload_param", "offload_optimizer")
+    )
+    if not devices.on_gpu() or offloads:
+        text = f"{host / 1e9:.1f} GB, the run needs about {needed / 1e9:.1f} GB over all workers"
+        return "free memory", text, host > needed
+    each, free = needed / config.cluster.most_workers, min(torch.cuda.mem_get_info(i)[0] for i in range(devices.gpus()))
+    text = f"{free / 1e9:.1f} GB free, the run needs {each / 1e9:.1f} GB on each, and activations (`sani-dist plan`)"
+    return "GPU memory", text, free > each
+
+
 def _two_ranks_talk() -> tuple[str, bool]:
+    from sani_dist.engine import devices
     from sani_dist.orchestrate.local import environment, free_port
 
+    if devices.on_gpu() and devices.gpus() < 2:
+        return "not tried: they need a GPU each, and one is there", True
     port = free_port()
     with contextlib.ExitStack() as stack:
         # Files, since a rank that fills a pipe nobody reads would wait for ever.

@@ -13,6 +13,7 @@ from threading import Event
 from types import FrameType
 
 from sani_dist.engine import distributed
+from sani_dist.engine.devices import choose
 from sani_dist.errors import RunError
 from sani_dist.report import write_report
 from sani_dist.run import Run
@@ -36,7 +37,9 @@ def work(run: Run, checkpoint_asked: Event) -> None:
 
 
 def _work(run: Run, checkpoint_asked: Event) -> None:
-    distributed.start(run.config.cluster.threads, run.config.cluster.timeout_seconds)
+    cluster = run.config.cluster
+    choose(cluster.device, asked=bool(cluster.gpus_per_worker))
+    distributed.start(cluster.threads, cluster.timeout_seconds, deterministic=cluster.deterministic)
     try:
         with Rank(run, checkpoint_asked) as rank:
             _on_stop_signals(rank.stop)

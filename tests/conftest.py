@@ -6,6 +6,8 @@ import os
 
 # Before torch and deepspeed are imported: this process shares the cores with the ranks it starts.
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
+# Nor do ranks that are started without that take a GPU: the tests are those of processors, on any machine.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Threads that wait for one another spin, on cores that ranks and other tests could use.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

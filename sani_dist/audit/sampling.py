@@ -160,7 +160,10 @@ class _Batch:
     def _choose(self, likely: torch.Tensor, logprob: torch.Tensor) -> torch.Tensor:
         """A token for each line, int64 [lines, 1], by inversion: the first at which the summed probability passes a uniform draw."""
         uniform = torch.tensor([[draw.random()] for draw in self._draws], dtype=torch.float64, device=likely.device)
-        passed = torch.softmax(logprob.double() / self._decoding.temperature, dim=1).cumsum(1)
+        p = torch.softmax(logprob.double() / self._decoding.temperature, dim=1)
+        passed = (
+            p @ torch.ones((p.shape[1], p.shape[1]), dtype=p.dtype, device=p.device).triu()
+        )  # GPUs' cumsum adds in any order
         place = (passed <= uniform).sum(dim=1, keepdim=True)
         return likely.gather(1, place.clamp(max=likely.shape[1] - 1))  # rounding may leave the sum below the draw
 

@@ -24,6 +24,18 @@ def check(cluster: ClusterSettings) -> None:
         check_installed()
 
 
+def check_ranks(cluster: ClusterSettings) -> None:
+    """Raises InputError when ranks that this machine would start cannot have what they are to compute on."""
+    if cluster.launcher == "local":
+        import torch
+
+        from sani_dist.engine import devices
+        from sani_dist.engine.zero3 import read_ds_config
+
+        devices.check_ranks(cluster.device, cluster.most_workers)
+        devices.check_offload(read_ds_config(cluster.ds_config, torch.float32)["zero_optimization"])
+
+
 def prepare(run: Run, metrics: Metrics) -> None:
     """The stage before any rank starts: in this process, or by `cluster.prepare_workers` actors of Ray.
 

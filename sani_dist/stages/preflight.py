@@ -56,8 +56,8 @@ def check(config: Config) -> dict[str, Any]:
         "model_bytes": parameters * source.dtype.itemsize,
         # Two checkpoints of masters and two moments in fp32, and the exported model.
         "disk_bytes": exported * source.dtype.itemsize + (trained * 12 * 2 if config.repair.epochs else 0),
-        # Weights and gradients in the run's precision, masters and two moments in fp32.
-        "training_bytes": parameters * source.dtype.itemsize + trained * (source.dtype.itemsize + 12),
+        # Weights in the run's precision; gradients, masters and two moments in fp32.
+        "training_bytes": parameters * source.dtype.itemsize + trained * 16,
     }
 
 

@@ -59,11 +59,14 @@ def gpu_group(monkeypatch: pytest.MonkeyPatch) -> Iterator[OnGpuAlone]:
         dist.destroy_process_group()
 
 
+IN_PLACE = ("sum_over_ranks", "max_over_ranks", "receive")
 HELPERS: dict[str, Callable[[torch.Tensor], Any]] = {
     "sum_over_ranks": distributed.sum_over_ranks,
     "max_over_ranks": distributed.max_over_ranks,
     "gather_in_rank_order": distributed.gather_in_rank_order,
     "from_rank_0": lambda values: distributed.from_rank_0(values.shape),
+    "send": lambda values: distributed.send(values, 1),
+    "receive": lambda values: distributed.receive(values, 1),
     "barrier": lambda values: distributed.barrier(),
 }
 
@@ -79,7 +82,24 @@ def test_a_tensor_goes_to_the_gpu_and_its_result_comes_back(
     assert gpu_group.collectives
     if isinstance(result, torch.Tensor):
         assert (result.device, result.dtype) == (values.device, dtype)
-    assert ("over_ranks" in name) == (result is values), "summed in place, wherever it is"
+    assert (name in IN_PLACE) == (result is values)
+
+
+@pytest.mark.parametrize(
+    ("told", "hosts"),
+    [
+        ([("a", 0)], [0]),
+        ([("a", 0), ("a", 1), ("b", 0), ("b", 1)], [0, 0, 1, 1]),
+        ([("a", 0), ("b", 0), ("a", 1), ("b", 1)], [0, 1, 0, 1]),
+        ([("localhost", 0), ("localhost", 1), ("localhost", 0), ("localhost", 1), ("localhost", 2)], [0, 0, 1, 1, 0]),
+        ([("localhost", 0), ("localhost", 0)], [0, 1]),
+    ],
+)
+def test_ranks_of_one_host(told: list[tuple[str, int]], hosts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    names = sorted({host for host, _ in told})
+    gathered = torch.tensor([[names.index(host), local_rank] for host, local_rank in told])
+    monkeypatch.setattr(distributed, "gather_in_rank_order", lambda own: gathered)
+    assert distributed.hosts() == hosts
 
 
 def test_a_group_of_nccl_has_no_place_for_what_is_on_the_cpu() -> None:
