@@ -9,17 +9,19 @@ each file, before the folder gets its name: a folder with that name is whole.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from sani_dist.engine import distributed
-from sani_dist.engine.safetensors_files import StoredTensor, read_header, read_range
-from sani_dist.engine.shards import local_shards
+from sani_dist.engine.safetensors_files import StoredTensor, plan_files, read_header, read_range
+from sani_dist.engine.shards import LiveShard, local_shards
 from sani_dist.engine.zero3 import Engine
 from sani_dist.errors import InputError, RunError
 from sani_dist.files import file_sha256, fsync
@@ -53,22 +55,20 @@ def save(folder: Path, engine: Engine, state: State) -> Path:
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
     distributed.barrier()
-    file = building / f"rank-{distributed.rank():05d}.safetensors"
-    failed = torch.zeros(1)
+    failed, reason, digest = torch.zeros(1), "", bytes(32)
     try:
-        save_file(_tensors(engine), file)
-        fsync(file)
-    except Exception as error:  # safetensors raises its own type for a full disk
+        digest = _write(building, engine)
+    except OSError as error:
         failed += 1
-        reason = str(error)
+        reason = f" ({error.strerror})"
     if distributed.sum_over_ranks(failed).item():
         if distributed.rank() == 0:
             shutil.rmtree(building, ignore_errors=True)
-        detail = f" ({reason})" if failed.item() and "reason" in locals() else ""
-        raise RunError(f"checkpoint of step {state.step} not written{detail}: free disk space, then `sani-dist resume`")
+        raise RunError(f"checkpoint of step {state.step} not written{reason}: free disk space, then `sani-dist resume`")
+    digests = _hex_of_ranks(torch.tensor(list(digest), dtype=torch.uint8))
     rng = _hex_of_ranks(torch.get_rng_state())
     if distributed.rank() == 0:
-        files = {f.name: file_sha256(f) for f in sorted(building.glob("rank-*.safetensors"))}
+        files = {_file_name(rank): digest for rank, digest in enumerate(digests)}
         document = asdict(State(**{**asdict(state), "files": files, "torch_rng": rng}))
         (building / "state.json").write_text(json.dumps(document, indent=1))
         fsync(building / "state.json")
@@ -130,23 +130,50 @@ def _check_inputs(path: Path, state: State, inputs_sha256: str) -> None:
         )
 
 
-def _tensors(engine: Engine) -> dict[str, torch.Tensor]:
-    from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state  # slow to import
+def _file_name(rank: int) -> str:
+    return f"rank-{rank:05d}.safetensors"
 
-    tensors = {}
+
+def _write(folder: Path, engine: Engine) -> bytes:
+    """Write this rank's file, a tensor at a time, and read it back; returns its SHA-256. Raises OSError when the disk is full, or does not
+    hold what was written."""
+    tensors = {
+        f"{kind}|{live.shard.name}|{live.shard.start}": (kind, live) for live in _trained(engine) for kind in KINDS
+    }
+    layout = [(name, (live.shard.numel,), torch.float32) for name, (_, live) in tensors.items()]
+    name = _file_name(distributed.rank())
+    (planned,) = plan_files(layout, folder, file_bytes=2**62, stem=Path(name).stem, metadata={})
+    parameters, digest = dict(engine.model.named_parameters()), hashlib.sha256(planned.header)
+    with (folder / name).open("wb") as stream:
+        stream.write(planned.header)
+        for kind, live in tensors.values():
+            values = _local(parameters[live.shard.name], kind)[: live.shard.numel].detach().to("cpu", torch.float32)
+            data = values.contiguous().view(torch.uint8).numpy().data
+            digest.update(data)
+            stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    if file_sha256(folder / name) != digest.hexdigest():
+        raise OSError(None, f"{name} does not hold what was written")
+    return digest.digest()
+
+
+def _trained(engine: Engine) -> Iterator[LiveShard]:
+    """This rank's shards that are trained, without empty ones."""
     parameters = dict(engine.model.named_parameters())
     for live in local_shards(engine.model):
-        shard, parameter = live.shard, parameters[live.shard.name]
-        if not shard.numel or not parameter.requires_grad:
-            continue
-        for kind in KINDS:
-            whole = (
-                safe_get_local_fp32_param(parameter)
-                if kind == "master"
-                else safe_get_local_optimizer_state(parameter, kind)
-            )
-            tensors[f"{kind}|{shard.name}|{shard.start}"] = whole[: shard.numel].detach().cpu().clone()
-    return tensors
+        if live.shard.numel and parameters[live.shard.name].requires_grad:
+            yield live
+
+
+def _local(parameter: torch.nn.Parameter, kind: str) -> torch.Tensor:
+    """This rank's part of a parameter's master or moment, with its padding."""
+    from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state  # slow to import
+
+    values: torch.Tensor = (
+        safe_get_local_fp32_param(parameter) if kind == "master" else safe_get_local_optimizer_state(parameter, kind)
+    )
+    return values
 
 
 def _load(path: Path, engine: Engine, state: State) -> None:

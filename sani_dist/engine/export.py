@@ -1,4 +1,4 @@
-"""Shards -> a Hugging Face folder: every rank writes its byte ranges, nothing is gathered.
+"""Shards -> a Hugging Face folder: every rank writes its byte ranges, as far as one host writes each file; nothing is gathered.
 
 The folder is built under a temporary name and gets its own by one rename, so a folder with that name is whole.
 """
@@ -7,20 +7,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from sani_dist.engine import distributed
-from sani_dist.engine.safetensors_files import (
-    METADATA,
-    PlannedFile,
-    create_files,
-    plan_files,
-    write_range,
-)
+from sani_dist.engine.one_host import HostFiles
+from sani_dist.engine.safetensors_files import METADATA, PlannedFile, plan_files
 from sani_dist.engine.shards import LiveShard
 from sani_dist.errors import RunError
 from sani_dist.files import file_sha256, fsync
@@ -52,7 +47,7 @@ def export(
     """Write shards of all ranks as the model `folder`; every rank calls this with its own. Returns file -> sha256.
 
     `source` is the checkpoint that config and tokenizer are copied from, by an allow-list. `dtype` is recorded in config.json.
-    Raises RunError when the disk is full; an earlier `folder` stays as it was.
+    Raises RunError when the disk is full, or does not hold what a rank wrote; an earlier `folder` stays as it was.
     """
     building = folder.with_name(f".tmp-{folder.name}")
     live = list(shards)
@@ -61,14 +56,11 @@ def export(
     if distributed.rank() == 0:
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
-    _on_rank_0(lambda: create_files(files, building), building)
-    places = {tensor.name: tensor for file in files for tensor in file.tensors}
-    for item in live:
-        if item.shard.numel:
-            write_range(places[item.shard.name], item.shard.start, item.values)
-    for file in files:
-        fsync(building / file.name)
     distributed.barrier()
+    writing = HostFiles(files, live, building)
+    _all_or_none(writing.create, building)
+    _all_or_none(writing.write, building)
+    _all_or_none(writing.verify, building, "look after the storage")
     hashes: dict[str, str] = {}
     if distributed.rank() == 0:
         _write_index(files, building)
@@ -85,21 +77,18 @@ def export(
     return hashes
 
 
-def _on_rank_0(create: object, building: Path) -> None:
-    """Run `create` on rank 0; all ranks raise when it failed, so that none waits for the others."""
-    failed = torch.zeros(1)
-    reason = ""
-    if distributed.rank() == 0:
-        try:
-            create()  # type: ignore[operator]
-        except OSError as error:
-            failed += 1
-            reason = f" ({error.strerror})"
-            shutil.rmtree(building, ignore_errors=True)
+def _all_or_none(step: Callable[[], None], building: Path, then: str = "free disk space") -> None:
+    """Run `step`; all ranks raise when it failed on one, so that none waits for the others."""
+    failed, reason = torch.zeros(1), ""
+    try:
+        step()
+    except OSError as error:
+        failed += 1
+        reason = f" ({error.strerror})"
     if distributed.sum_over_ranks(failed).item():
-        raise RunError(
-            f"the model was not written to {building.parent}{reason}: free disk space, then `sani-dist resume`"
-        )
+        if distributed.rank() == 0:
+            shutil.rmtree(building, ignore_errors=True)
+        raise RunError(f"the model was not written to {building.parent}{reason}: {then}, then `sani-dist resume`")
 
 
 def _write_index(files: list[PlannedFile], folder: Path) -> None:

@@ -20,16 +20,16 @@ _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(["deepspeed", "tests.distributed.work"])
 
 
-def run_ranks(workers: int, function: str, folder: Path, **arguments: Any) -> None:
+def run_ranks(workers: int, function: str, folder: Path, *, hosts: int = 1, **arguments: Any) -> None:
     """Call `function` (of the module `work` unless it says `module.name`) with (folder, **arguments) on each rank of a process group.
 
-    Fails with the log of a rank that failed.
+    `hosts`: over so many, as far as the ranks are told. Fails with the log of a rank that failed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     logs = [folder / f"rank-{rank}-of-{workers}.log" for rank in range(workers)]
     processes = [
-        _processes.Process(target=_rank, args=(function, folder, arguments, environment(rank, workers, port), log))
+        _processes.Process(target=_rank, args=(function, folder, arguments, _told(rank, workers, port, hosts), log))
         for rank, log in enumerate(logs)
     ]
     for process in processes:
@@ -48,6 +48,11 @@ def run_ranks(workers: int, function: str, folder: Path, **arguments: Any) -> No
     codes = [process.exitcode for process in processes]
     tails = "\n".join(f"--- {log.name}\n{log.read_text()[-3000:]}" for log, c in zip(logs, codes, strict=True) if c)
     assert codes == [0] * workers, f"exit codes {codes}\n{tails}"
+
+
+def _told(rank: int, workers: int, port: int, hosts: int) -> dict[str, str]:
+    local = workers // hosts
+    return environment(rank, workers, port, local_rank=rank % local, local_workers=local)
 
 
 def _rank(name: str, folder: Path, arguments: dict[str, Any], variables: dict[str, str], log: Path) -> None:
