@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 
 from sani_dist.kernels import chunked, reference
-from sani_dist.kernels.problem import Implementation, Projection, Rows, Scores, Teacher, Terms, Wants
+from sani_dist.kernels.problem import LEARN, UNLEARN, Implementation, Projection, Rows, Scores, Teacher, Terms, Wants
 
 logger = logging.getLogger(__name__)
 
@@ -61,23 +63,29 @@ def masked_cross_entropy(
             has the same slope above the floor and none below.
         teacher: adds to rows of role 1 the divergence KL(teacher || model), over the tokens that it names and all others as one
             (`taught.py`); not beside `z_loss` and `label_smoothing`.
-        reduction: "sum" gives a scalar divided by `normalizer`, "none" gives [R], undivided; its backward runs the chunks again.
+        reduction: "sum" gives a scalar divided by `normalizer`, "none" gives [R], undivided; its backward runs the chunks again, as
+            it does in fp16, where a gradient that is scaled only afterwards has left the range of the format.
         impl: "auto" takes "triton" on GPUs and "cpu" on CPUs; "reference" is plain torch, on any device, float64 too.
         max_bytes: bound of one chunk of logits in fp32, in bytes (in 16 bits it takes half of that); None: what is fast on this device.
 
     Returns:
-        The loss, in fp32 (float64 for float64 input). No row: 0, with zero gradients.
+        The loss, in fp32 (float64 for float64 input). No row: 0, with zero gradients. Gradients are of `hidden`, `vocab_weight` and
+        `bias`, and of first order. `torch.autocast` changes nothing here.
 
     Raises:
-        ValueError: shapes, dtypes, devices or targets that do not fit. On GPUs values are not looked at, since that would synchronise.
+        ValueError: shapes, dtypes, devices, targets, roles or options that do not fit, or another tensor that requires a gradient. On
+            GPUs values of tensors are not looked at, since that would synchronise.
+        RuntimeError: from backward, if it is asked for a graph of itself (`create_graph`).
     """
     if reduction not in ("sum", "none"):
         raise ValueError(f"reduction must be 'sum' or 'none', not {reduction!r}")
     projection = Projection(vocab_weight, bias, softcap)
     _check(hidden, projection, targets, rows)
     _check_rows(rows, roles, row_weights)
-    if not 0 <= floor < 1:
-        raise ValueError(f"floor must lie in [0, 1), not {floor}")
+    _check_options(normalizer, z_loss, label_smoothing, floor)
+    _check_constant(
+        row_weights=row_weights, normalizer=normalizer, teacher=None if teacher is None else teacher.logprob
+    )
     if teacher is not None:
         _check_teacher(teacher, rows, vocab_weight.shape[0], z_loss, label_smoothing)
     sums = torch.float64 if hidden.dtype == torch.float64 else torch.float32
@@ -86,7 +94,7 @@ def masked_cross_entropy(
         factors = factors / normalizer
     problem = Rows(rows, targets, roles, factors, teacher)
     terms = Terms(z_loss, label_smoothing, floor)
-    settings = (problem, terms, softcap, reduction, _choose(impl, hidden), max_bytes or _default_max_bytes(hidden))
+    settings = (problem, terms, softcap, reduction, _choose(impl, hidden), _bytes(max_bytes, hidden))
     loss: torch.Tensor = _MaskedCrossEntropy.apply(hidden, vocab_weight, bias, settings)  # type: ignore[no-untyped-call]
     return loss
 
@@ -116,45 +124,56 @@ def token_scores(
     if not 0 <= top_k <= vocab_weight.shape[0]:
         raise ValueError(f"top_k must lie in [0, {vocab_weight.shape[0]}], not {top_k}")
     implementation = _choose(impl, hidden)
-    return chunked.scores(
-        hidden, projection, rows, targets, top_k, moments, max_bytes or _default_max_bytes(hidden), implementation
-    )
+    with _without_autocast(hidden):
+        return chunked.scores(
+            hidden, projection, rows, targets, top_k, moments, _bytes(max_bytes, hidden), implementation
+        )
 
 
 class _MaskedCrossEntropy(torch.autograd.Function):
-    """Loss and gradients in one pass over the chunks; backward only scales what forward has formed."""
+    """Loss and gradients in one pass over the chunks; backward only scales what forward has formed, or runs the chunks again."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Any, weight: Any, bias: Any, settings: Any) -> Any:
         ctx.settings = settings
         rows, terms, softcap, reduction, implementation, max_bytes = settings
-        ctx.summed = reduction == "sum"
-        # "none": each row has a factor of its own in backward, so the chunks run again there.
-        wants = Wants(*ctx.needs_input_grad[:3]) if ctx.summed else Wants(False, False, False)
+        # "none": each row has a factor of its own in backward. fp16: what is scaled there, to be seen at all, has to be so from the start.
+        ctx.again = reduction == "none" or hidden.dtype == torch.float16
+        wants = Wants(False, False, False) if ctx.again else Wants(*ctx.needs_input_grad[:3])
         projection = Projection(weight, bias, softcap)
-        found = chunked.loss_and_gradients(hidden, projection, rows, terms, wants, max_bytes, implementation)
-        if not ctx.summed:
-            ctx.save_for_backward(hidden, weight, bias)
-            return found.losses
-        ctx.save_for_backward(*found[1:])
-        return found.losses.sum()
+        with _without_autocast(hidden):
+            found = chunked.loss_and_gradients(hidden, projection, rows, terms, wants, max_bytes, implementation)
+        ctx.save_for_backward(*((hidden, weight, bias) if ctx.again else found[1:]))
+        return found.losses if reduction == "none" else found.losses.sum()
 
     @staticmethod
     def backward(ctx: Any, upstream: torch.Tensor) -> Any:  # type: ignore[override]
-        if ctx.summed:
+        if (
+            torch.is_grad_enabled()
+        ):  # create_graph: the gradients would count as constants, and what is derived from them be wrong
+            raise RuntimeError(
+                "masked_cross_entropy has no second derivatives; take the gradient without create_graph, or the loss of "
+                "torch.nn.functional"
+            )
+        if not ctx.again:
             # Most often it is 1; to look costs nothing on CPUs; elsewhere it would synchronise.
             scaled = upstream.device.type != "cpu" or upstream.item() != 1
             # In fp32: rounded to 16 bits first, a third would be off by a thousandth in every element.
-            gradients = [g if g is None or not scaled else g * upstream for g in ctx.saved_tensors]
-        else:
-            hidden, weight, bias = ctx.saved_tensors
-            rows, terms, softcap, _, implementation, max_bytes = ctx.settings
-            rows = replace(rows, factors=rows.factors * upstream)
-            wants = Wants(*ctx.needs_input_grad[:3])
-            projection = Projection(weight, bias, softcap)
-            found = chunked.loss_and_gradients(hidden, projection, rows, terms, wants, max_bytes, implementation)
-            gradients = list(found[1:])
-        return (*gradients, None)
+            return (*(g if g is None or not scaled else g * upstream for g in ctx.saved_tensors), None)
+        hidden, weight, bias = ctx.saved_tensors
+        rows, terms, softcap, _, implementation, max_bytes = ctx.settings
+        rows = replace(rows, factors=rows.factors * upstream)
+        wants = Wants(*ctx.needs_input_grad[:3])
+        with _without_autocast(hidden):
+            found = chunked.loss_and_gradients(
+                hidden, Projection(weight, bias, softcap), rows, terms, wants, max_bytes, implementation
+            )
+        return (*found[1:], None)
+
+
+def _without_autocast(hidden: torch.Tensor) -> AbstractContextManager[Any]:
+    """The precision of each step is chosen here; autocast would change that of some, which then no longer fit together."""
+    return torch.autocast(hidden.device.type, enabled=False)
 
 
 def _choose(impl: Name, hidden: torch.Tensor) -> Implementation:
@@ -183,7 +202,12 @@ def _choose(impl: Name, hidden: torch.Tensor) -> Implementation:
     return reference
 
 
-def _default_max_bytes(hidden: torch.Tensor) -> int:
+def _bytes(max_bytes: int | None, hidden: torch.Tensor) -> int:
+    """The bound of a chunk: the caller's, else what is fast on this device."""
+    if max_bytes is not None:
+        if max_bytes < 1:
+            raise ValueError(f"max_bytes must be at least 1, not {max_bytes}")
+        return max_bytes
     if hidden.device.type == "cpu":
         return CPU_16_BIT_MAX_BYTES if hidden.element_size() == 2 else CPU_MAX_BYTES
     return GPU_MAX_BYTES
@@ -204,8 +228,8 @@ def _check(hidden: torch.Tensor, projection: Projection, targets: torch.Tensor, 
         raise ValueError(f"hidden is {hidden.dtype}, vocab_weight {weight.dtype}; both must have one float dtype")
     if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != weight.dtype):
         raise ValueError(f"bias must be [{weight.shape[0]}] {weight.dtype}, not {tuple(bias.shape)} {bias.dtype}")
-    if projection.softcap is not None and projection.softcap <= 0:
-        raise ValueError("softcap must be positive")
+    if projection.softcap is not None and not 0 < projection.softcap < math.inf:
+        raise ValueError("softcap must be positive and finite")
     if rows.dtype != torch.int64 or rows.dim() != 1 or targets.shape != rows.shape or targets.dtype != torch.int64:
         raise ValueError("rows and targets must be one-dimensional int64 tensors of one length")
     if len({t.device for t in (hidden, weight, targets, rows, *(() if bias is None else (bias,)))}) > 1:
@@ -225,6 +249,31 @@ def _check_rows(rows: torch.Tensor, roles: torch.Tensor | None, row_weights: tor
             raise ValueError(f"{name} must be on the device of rows, {rows.device}, not on {tensor.device}")
     if roles is not None and roles.dtype != torch.uint8:
         raise ValueError(f"roles must be uint8, not {roles.dtype}")
+    looked_at = roles is not None and roles.device.type == "cpu" and roles.numel()
+    if roles is not None and looked_at and not LEARN <= int(roles.min()) <= int(roles.max()) <= UNLEARN:
+        raise ValueError(f"roles must be {LEARN} (learn) or {UNLEARN} (unlikelihood)")
+
+
+def _check_options(normalizer: float | torch.Tensor, z_loss: float, label_smoothing: float, floor: float) -> None:
+    if isinstance(normalizer, torch.Tensor) and normalizer.numel() != 1:
+        raise ValueError(f"normalizer must be one number, not {tuple(normalizer.shape)}")
+    if isinstance(normalizer, torch.Tensor):
+        normalizer = float(normalizer.detach()) if normalizer.device.type == "cpu" else 1.0
+    if not 0 < normalizer < math.inf:
+        raise ValueError("normalizer must be positive and finite")
+    if not 0 <= z_loss < math.inf:
+        raise ValueError(f"z_loss must be at least 0 and finite, not {z_loss}")
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing must lie in [0, 1], not {label_smoothing}")
+    if not 0 <= floor < 1:
+        raise ValueError(f"floor must lie in [0, 1), not {floor}")
+
+
+def _check_constant(**tensors: Any) -> None:
+    """Nothing that would wait for a gradient in vain."""
+    for name, tensor in tensors.items():
+        if isinstance(tensor, torch.Tensor) and tensor.requires_grad and torch.is_grad_enabled():
+            raise ValueError(f"{name} gets no gradient; detach it")
 
 
 def _check_teacher(
@@ -232,6 +281,8 @@ def _check_teacher(
 ) -> None:
     if z_loss or label_smoothing:
         raise ValueError("teacher goes with neither z_loss nor label_smoothing")
+    if not 0 <= teacher.weight < math.inf:
+        raise ValueError(f"teacher must have a weight of at least 0, not {teacher.weight}")
     count, k = len(rows), teacher.ids.shape[-1]
     shapes = [tuple(tensor.shape) for tensor in (teacher.ids, teacher.logprob, teacher.known)]
     if shapes != [(count, k), (count, k), (count,)] or not 1 <= k <= vocabulary:

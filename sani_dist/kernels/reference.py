@@ -42,7 +42,9 @@ def loss_of_rows(
         slope = torch.where(unlearn, p.masked_fill(low, 0), slope)
         scale = torch.where(unlearn, (-p / others).masked_fill(low, 0), scale)
         smooth = torch.where(unlearn, torch.zeros_like(smooth), smooth)
-    loss = (loss + terms.z_loss * lse**2) * factor
+    loss = (
+        loss + terms.z_loss * lse * lse
+    ) * factor  # in this order: 0 times a square beyond all numbers would be none
     if not wants_gradient:
         return loss
     even = smooth / vocabulary
@@ -80,7 +82,8 @@ def scores_of_rows(
         p = logprob.exp()
         finite = logprob.clamp(min=torch.finfo(logprob.dtype).min)  # p log p is 0 where p is 0
         mean = (p * finite).sum(dim=1)
-        std = (p * (finite - mean.unsqueeze(1)) ** 2).sum(dim=1).sqrt()
+        from_mean = torch.where(p > 0, finite - mean.unsqueeze(1), 0.0)  # whose square has no bound where p is 0
+        std = (p * from_mean**2).sum(dim=1).sqrt()
     return Scores(
         at.float(), rank, lowest == targets, lse.float(), top_ids, top_logprob,
         mean_logprob=None if mean is None else mean.float(),

@@ -41,7 +41,8 @@ def loss_of_rows(
     p, q = logp.exp(), logq[:, 1:].exp()
     rest = (1 - p.sum(dim=1)).clamp(min=0)
     own_rest = (1 - q.sum(dim=1)).clamp(min=least)
-    divergence = (p * (logp - logq[:, 1:])).sum(dim=1) + torch.xlogy(rest, rest) - rest * own_rest.log()
+    apart = torch.where(p > 0, logp - logq[:, 1:], 0.0)  # p log p is 0 where p is 0
+    divergence = (p * apart).sum(dim=1) + torch.xlogy(rest, rest) - rest * own_rest.log()
     losses = losses + torch.where(known, weight * divergence * rows.factors, 0.0)
     if not wants_gradient:
         return losses

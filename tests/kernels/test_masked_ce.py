@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from sani_dist.kernels import masked_cross_entropy, token_scores
+from sani_dist.kernels import Teacher, masked_cross_entropy, token_scores
 
 OPTIONS: list[dict[str, Any]] = [
     {}, {"softcap": 3.0}, {"z_loss": 0.1}, {"label_smoothing": 0.2}, {"roles": True}, {"row_weights": True}, {"bias": True},
@@ -254,6 +254,94 @@ def test_ties_of_the_arg_max_go_to_the_lowest_id() -> None:
     assert scores.is_argmax.dtype == torch.bool
 
 
+# Where it is used otherwise than in a training in fp32
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_second_derivatives_are_refused(reduction: Any) -> None:
+    hidden, weight, targets, rows = case(7, 3, 11, 5)
+    loss = masked_cross_entropy(hidden, weight, targets, rows, reduction=reduction).sum()
+    with pytest.raises(RuntimeError, match="no second derivatives"):
+        torch.autograd.grad(loss, hidden, create_graph=True)
+
+
+@pytest.mark.parametrize("impl", ["reference", "cpu"])
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_autocast_changes_nothing(impl: Any, reduction: Any) -> None:
+    hidden, weight, targets, rows = case(7, 3, 11, 5, torch.float32)
+    bias = torch.zeros(11, requires_grad=True)
+
+    def gradients() -> tuple[torch.Tensor, ...]:
+        loss = masked_cross_entropy(hidden, weight, targets, rows, bias=bias, reduction=reduction, impl=impl)
+        return (loss, *torch.autograd.grad(loss.sum(), (hidden, weight, bias)))
+
+    plain = gradients()
+    with torch.autocast("cpu", torch.bfloat16):
+        for a, b in zip(gradients(), plain, strict=True):
+            assert torch.equal(a, b)
+        scores = token_scores(hidden, weight, targets, rows, impl=impl, top_k=2)
+    assert torch.equal(scores.logprob, token_scores(hidden, weight, targets, rows, impl=impl).logprob)
+
+
+@pytest.mark.parametrize("impl", ["reference", "cpu"])
+@pytest.mark.parametrize(("scale", "normalizer"), [(65536.0, 24.0), (32768.0, 24.0), (32768.0, 1e6)])
+def test_fp16_at_the_usual_loss_scales(impl: Any, scale: float, normalizer: float) -> None:
+    """As close to the truth as torch's own; finite."""
+    hidden, weight, targets, rows = case(24, 13, 61, 24, torch.float16)
+    loss = masked_cross_entropy(hidden, weight, targets, rows, normalizer=normalizer, impl=impl) * scale
+    ours = torch.autograd.grad(loss, (hidden, weight))
+    eager = F.cross_entropy(F.linear(hidden, weight)[rows].float(), targets, reduction="sum") / normalizer * scale
+    torchs = torch.autograd.grad(eager, (hidden, weight))
+    exact_in = [tensor.detach().double().requires_grad_() for tensor in (hidden, weight)]
+    exact_loss = F.cross_entropy(F.linear(*exact_in)[rows], targets, reduction="sum") / normalizer * scale
+    exact = torch.autograd.grad(exact_loss, exact_in)
+    for mine, other, true in zip(ours, torchs, exact, strict=True):
+        error = (mine.double() - true).norm() / true.norm()
+        assert error <= 1.2 * (other.double() - true).norm() / true.norm() + 2**-11
+
+
+@pytest.mark.parametrize("name", ["row_weights", "normalizer", "teacher"])
+def test_what_gets_no_gradient_may_not_want_one(name: str) -> None:
+    hidden, weight, targets, rows = case(7, 3, 11, 5)
+    logprob = torch.full((5, 1), -1.0, requires_grad=True)
+    wanting = {
+        "row_weights": torch.ones(5, requires_grad=True),
+        "normalizer": torch.tensor(2.0, requires_grad=True),
+        "teacher": Teacher(torch.zeros(5, 1, dtype=torch.int64), logprob, torch.ones(5, dtype=torch.bool), 1.0),
+    }
+    arguments: dict[str, Any] = {name: wanting[name]}
+    with pytest.raises(ValueError, match=f"{name} gets no gradient"):
+        masked_cross_entropy(hidden, weight, targets, rows, **arguments)
+    with torch.no_grad():
+        masked_cross_entropy(hidden, weight, targets, rows, **arguments)
+
+
+@pytest.mark.parametrize("impl", ["reference", "cpu"])
+def test_tokens_that_cannot_come(impl: Any) -> None:
+    """A bias of -inf, as models have for what only pads the vocabulary."""
+    hidden, weight, targets, rows = case(7, 3, 11, 5, torch.float32)
+    bias = torch.zeros(11)
+    bias[8:] = -math.inf
+    targets = targets % 8
+    some = token_scores(hidden, weight, targets, rows, bias=bias, moments=True, impl=impl)
+    without = token_scores(hidden, weight[:8], targets, rows, moments=True, impl=impl)
+    for name in ("logprob", "mean_logprob", "std_logprob"):
+        torch.testing.assert_close(getattr(some, name), getattr(without, name))
+    ids, logprob = torch.arange(11).repeat(5, 1), torch.log_softmax(bias, 0).repeat(5, 1)
+    teacher = Teacher(ids, logprob, torch.ones(5, dtype=torch.bool), 1.0)
+    loss = masked_cross_entropy(hidden, weight, targets, rows, bias=bias, teacher=teacher, impl=impl)
+    assert all(bool(t.isfinite().all()) for t in (loss, *torch.autograd.grad(loss, (hidden, weight))))
+
+
+@pytest.mark.parametrize("impl", ["reference", "cpu"])
+def test_logits_far_beyond_any_model_s(impl: Any) -> None:
+    hidden, weight, targets, rows = case(24, 13, 61, 24, torch.float32)
+    large = (hidden.detach() * 1e30).requires_grad_()
+    loss = masked_cross_entropy(large, weight, targets, rows, impl=impl)
+    torch.testing.assert_close(loss, F.cross_entropy(F.linear(large, weight)[rows], targets, reduction="sum"))
+    assert all(bool(gradient.isfinite().all()) for gradient in torch.autograd.grad(loss, (large, weight)))
+
+
 # Arguments that do not fit
 
 
@@ -288,9 +376,16 @@ def test_arguments_that_do_not_fit(change: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"reduction": "mean"}, {"roles": torch.ones(3, dtype=torch.uint8)}, {"row_weights": torch.ones(2, 1)}],
+    [
+        {"reduction": "mean"}, {"roles": torch.ones(3, dtype=torch.uint8)}, {"row_weights": torch.ones(2, 1)},
+        {"roles": torch.tensor([1, 0], dtype=torch.uint8)}, {"roles": torch.tensor([3, 1], dtype=torch.uint8)},
+        {"label_smoothing": 1.5}, {"label_smoothing": -0.1}, {"label_smoothing": math.nan}, {"z_loss": -1.0}, {"z_loss": math.inf},
+        {"softcap": 0.0}, {"softcap": math.inf}, {"softcap": math.nan}, {"floor": 1.0}, {"max_bytes": 0}, {"max_bytes": -4},
+        {"normalizer": 0.0}, {"normalizer": -1.0}, {"normalizer": math.inf}, {"normalizer": math.nan},
+        {"normalizer": torch.tensor(0.0)}, {"normalizer": torch.ones(2)},
+    ],
     ids=lambda change: next(iter(change)),
-)
+)  # fmt: skip
 def test_options_of_the_loss_that_do_not_fit(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(change))} must"):
         masked_cross_entropy(torch.zeros(4, 3), torch.zeros(7, 3), torch.tensor([0, 6]), torch.tensor([0, 3]), **change)
