@@ -205,19 +205,24 @@ def merge(
 def detect(
     config: ConfigFile, out: OutFolder = Path("detected"), overrides: Overrides = None,
     review: Annotated[bool, typer.Option("--review", help="write corpus/review.csv, which shows the values, to be corrected")] = False,
+    review_as: Annotated[
+        str | None, typer.Option("--review-as", help="the same for a tool: label-studio, doccano, brat, spacy, conll, i2b2")
+    ] = None,
 ) -> None:  # fmt: skip
-    """Only find what is sensitive; prints kinds and counts. A corrected review table is fed back as `corpus.spans: review.csv`.
+    """Only find what is sensitive; prints kinds and counts. What was corrected is fed back as `corpus.spans: review.csv`.
 
     Example: `sani-dist detect hospital.yaml --review --out detected`
     """
     from sani_dist import api
-    from sani_dist.corpus.review import review_table
+    from sani_dist.corpus.review import TABLE, check_tool, review_table
     from sani_dist.terminal import corpus_table
 
+    check_tool(review_as or TABLE)
     found = _execute(load_config(config, overrides, NO_TRAINING), out, ("prepare",), api)
     console.print(corpus_table(found))
-    if review:
-        console.print(f"To correct: {review_table(out)} (shows sensitive values; mode 0600)", soft_wrap=True)
+    if review or review_as:
+        path = review_table(out, review_as or TABLE)
+        console.print(f"To correct: {path} (shows sensitive values; for its owner alone)", soft_wrap=True)
 
 
 @app.command()

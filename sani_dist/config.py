@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -141,11 +142,18 @@ Detector = Annotated[
 ]
 
 
+def _as_written(value: Any) -> Any:
+    """A number of a subject, which YAML does not read as text."""
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
 class TargetSettings(Settings):
-    """Right to erasure: only these values, or only the records of these subjects, are sensitive."""
+    """Right to erasure: only these values, or only the records of these subjects, are sensitive. Each of them has to be in the text."""
 
     values: tuple[str, ...] = Field((), description="only these values are sensitive")
-    subjects: tuple[str, ...] = Field((), description="only what stands in the records of these subjects is sensitive")
+    subjects: tuple[Annotated[str, BeforeValidator(_as_written)], ...] = Field(
+        (), description="only what stands in the records of these subjects is sensitive"
+    )
 
 
 class CorpusSettings(Settings):
@@ -153,14 +161,16 @@ class CorpusSettings(Settings):
 
     source: str | None = Field(
         None,
-        description="JSONL, CSV or Parquet file, folder of .txt files, `datasets` folder or hub id; null: repair on `general`",
+        description="JSONL, JSON, CSV, TSV, Parquet, CoNLL or i2b2 XML file (also .gz, .zst), folder of such files of one kind or of .txt "
+        "files, `datasets` folder, or hub id as org/name or hf://org/name; null: repair on `general`",
     )
     text: str = Field("text", description="column of the text, or `messages` for chats")
     subject: str | None = Field(None, description="column of the record subject, for example the patient")
     spans: str | None = Field(
         None,
-        description="column of labelled spans [{start, end, kind, class}]; protected if `annotations` is in `detect`, "
-        "else used only to score the detectors and in the audit",
+        description="column of labelled spans [{start, end, kind, class}], also as annotation tools write them, or the path of what a "
+        "person corrected after `detect --review`; protected if `annotations` is in `detect`, else used only to score the detectors and in "
+        "the audit",
     )
     detect: tuple[Detector, ...] = Field((), description="detectors of sensitive spans, any number together")
     target: TargetSettings | None = Field(
@@ -685,6 +695,7 @@ _PATHS = (
     "model.adapter",
     "model.base",
     "corpus.source",
+    "corpus.spans",
     "corpus.heldout",
     "corpus.control",
     "corpus.general",
@@ -753,7 +764,11 @@ def _resolve_paths(mapping: dict[str, Any], folder: Path) -> dict[str, Any]:
     for dotted in _PATHS:
         section, key = dotted.split(".")
         value = mapping.get(section, {}).get(key) if isinstance(mapping.get(section), dict) else None
-        if isinstance(value, str) and not os.path.isabs(value) and ((folder / value).exists() or section == "model"):
+        if not isinstance(value, str) or os.path.isabs(value):
+            continue
+        # With a folder that exists a path is local, though mistyped: never the name of a dataset elsewhere.
+        local = (folder / value).exists() or ("/" in value and (folder / value).parent.exists())
+        if section == "model" or (local and (key != "spans" or "/" in value or "." in value)):
             mapping[section][key] = str(folder / value)
     corpus = mapping.get("corpus")
     for detector in corpus.get("detect") or [] if isinstance(corpus, dict) else []:

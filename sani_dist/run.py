@@ -34,6 +34,7 @@ STAGES = tuple(stage for stage in ORDER if stage != "attack")
 SENSITIVE_CONTENT = (
     "corpus/documents.parquet",
     "corpus/review.csv",
+    "corpus/review",
     "tokens",
     "repair/checkpoints",
     "repair/trunk",

@@ -11,9 +11,10 @@ from types import TracebackType
 from typing import Any
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from sani_dist.attack.result import ATTACKED, GOLD, PREFERENCE, Result
 from sani_dist.audit.measurement import Measurement
@@ -79,8 +80,8 @@ class ProgressView:
         self._progress.update(self._tasks[stage], completed=event["done"], total=event["total"], numbers=loss)
 
 
-def corpus_table(run: Run) -> Table:
-    """Counts of what was found, by kind; recall against labels where the corpus has them. Never values."""
+def corpus_table(run: Run) -> Group:
+    """Counts of what was found, by kind; recall against labels where the corpus has them; what of folders was read. Never values."""
     summary = json.loads(run.path("corpus", "summary.json").read_text())
     kinds, recall = summary["kinds"]["repair"], (summary.get("score") or {}).get("recall", {})
     table = _table("Sensitive spans in the text to be repaired")
@@ -92,7 +93,8 @@ def corpus_table(run: Run) -> Table:
     table.add_row("[bold]all", f"[bold]{total}", *_recall_cells(recall, "all"))
     share = summary["tokens"]["repair"]["sensitive_share"]
     table.caption = f"{share:.1%} of the tokens, left out of the loss"
-    return table
+    folders = (f"corpus.{name}: {line}" for name, line in summary.get("folders", {}).items())
+    return Group(table, *(Text(line, overflow="fold") for line in folders))
 
 
 def _recall_cells(recall: dict[str, Any], kind: str) -> list[str]:

@@ -34,6 +34,7 @@ from sani_dist.corpus.rare_terms import RareTerms
 from sani_dist.corpus.score import DetectorScore
 from sani_dist.corpus.span import SPLITS, Detector, Document, Span, Split, value_id
 from sani_dist.corpus.spread import Spread
+from sani_dist.corpus.subjects import subject_of
 from sani_dist.corpus.tables import DocumentReader, DocumentWriter, SpanReader, SpanWriter
 from sani_dist.corpus.terms import TermMatcher, term_detector, terms
 from sani_dist.errors import InputError
@@ -46,6 +47,8 @@ Report = Callable[[int, int | None], None]
 
 # The splits whose spans the audit measures.
 AUDITED: tuple[Split, ...] = ("repair", "control")
+# Those that repair learns from.
+TRAINED: tuple[Split, ...] = ("repair", "general_train")
 FIRST_LABELLED_ID = 2**40
 # The splits that have a blacklist of their own; general text is closed over that of repair.
 _CLOSED: tuple[Split, ...] = ("repair", "heldout", "control")
@@ -184,14 +187,39 @@ class _Target:
     """Right to erasure: in the text of repair only these values and the records of these subjects are sensitive."""
 
     def __init__(self, settings: TargetSettings | None) -> None:
-        self._keys = {value_key(value) for value in settings.values} if settings else set()
-        self._subjects = set(settings.subjects) if settings else set()
+        values, subjects = (settings.values, settings.subjects) if settings else ((), ())
+        self._values = [value_key(value) for value in values]
+        self._keys = set(self._values)
+        self._subjects = [subject_of(subject) for subject in subjects]
+        self._matcher = TermMatcher((key, key) for key in self._keys)
+
+    def found(self, documents: Sequence[Document]) -> set[tuple[str, str]]:
+        """The entries, (values or subjects, entry), that the text of these documents has. `check` looks for all of them."""
+        found: set[tuple[str, str]] = set()
+        for document in documents if self._keys or self._subjects else ():
+            if document.split in TRAINED:
+                found.update(("values", key) for _, _, key in self._matcher.find(document.folded))
+                if document.subject is not None and document.subject in self._subjects:
+                    found.add(("subjects", document.subject))
+        return found
+
+    def check(self, found: set[tuple[str, str]]) -> None:
+        """Raise `InputError` for an entry that nothing matches: who asked to be forgotten would be forgotten by the run instead."""
+        for name, entries, what in (
+            ("values", self._values, "it occurs nowhere in the text that is trained on"),
+            ("subjects", self._subjects, "no record of the text that is trained on has it as its subject"),
+        ):
+            for number, entry in enumerate(entries, 1):
+                if (name, entry) not in found:
+                    raise InputError(f"corpus.target.{name}: entry {number} matches nothing: {what}")
 
     def keeps(self, document: Document, span: Span) -> bool:
         """Whether the target leaves a span. Held-out and control documents keep all: others are compared with them."""
         if not (self._keys or self._subjects) or document.split in ("heldout", "control") or span.detector == "target":
             return True
-        return document.subject in self._subjects or value_key(document.text[span.start : span.end]) in self._keys
+        if document.subject is not None and document.subject in self._subjects:
+            return True
+        return value_key(document.text[span.start : span.end]) in self._keys
 
     def labelled(self, document: Document) -> list[Span]:
         """Return the labelled spans of a document that the target leaves."""
@@ -238,6 +266,7 @@ class _Found:
     spans: list[tuple[int, list[Span]]]  # document and its findings, merged
     values: dict[Split, Values]  # for the blacklist of each split
     controls: set[str]  # folded values of control
+    targets: set[tuple[str, str]]  # entries of the target that the text has
 
 
 @dataclass(frozen=True)
@@ -263,7 +292,8 @@ class _Find:
             if document.split == "control"
             for span in chain(spans, self.detectors.target.labelled(document))
         }
-        return _Found([(d.id, spans) for d, spans in zip(batch, merged, strict=True)], values, controls)
+        spans = [(d.id, spans) for d, spans in zip(batch, merged, strict=True)]
+        return _Found(spans, values, controls, self.detectors.target.found(batch))
 
 
 def _find(
@@ -274,7 +304,7 @@ def _find(
     spread: Spread,
 ) -> set[str]:
     """Write found.parquet, fill the blacklists, and return the folded values of control."""
-    controls: set[str] = set()
+    controls, targets = set[str](), set[tuple[str, str]]()
     documents = DocumentReader(folder / "documents.parquet")
     with SpanWriter(folder / "found.parquet") as writer:
         for found in spread(_Find(documents, detectors), range(len(documents))):
@@ -283,7 +313,9 @@ def _find(
             for split, values in found.values.items():
                 blacklists[split].add(values)
             controls |= found.controls
+            targets |= found.targets
             progress.add(len(found.spans))
+    detectors.target.check(targets)
     return controls
 
 
@@ -333,7 +365,7 @@ class _Close:
         counted.labelled[split] += len(labelled)
         if split == "repair" and document.labelled is not None:
             counted.score.add(document, labelled, spans)
-        if split in ("repair", "general_train"):
+        if split in TRAINED:
             counted.trained_controls.update(value for _, _, value in self.control_values.find(document.folded))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +12,8 @@ import numpy as np
 from sani_dist.config import CorpusSettings
 from sani_dist.corpus.annotations import parse_spans
 from sani_dist.corpus.read import Record, read_records
-from sani_dist.corpus.review import ReviewTable, is_review_table
+from sani_dist.corpus.review import is_review, read_review
+from sani_dist.corpus.sources import locate, shown
 from sani_dist.corpus.span import SPLITS, Document, Span, Split
 from sani_dist.errors import InputError
 
@@ -31,11 +31,11 @@ def documents(settings: CorpusSettings, tokenizer: PreTrainedTokenizerBase | Non
     general_test document are left out of training. Raises `InputError` for what `read_records` and `parse_spans`
     refuse, for a source without text, and for a document of heldout, control or general_test that is also trained on.
     """
-    review = ReviewTable(Path(settings.spans)) if settings.spans and is_review_table(settings.spans) else None
+    review = read_review(settings.spans)
     evaluation = _EvaluationTexts(settings, tokenizer)
     next_id = 0
     for source, split, record in _records(settings, tokenizer):
-        where = f"{source}: record {record.number}"
+        where = f"{shown(source)}: record {record.number}"
         if split in ("repair", "general_train"):
             same = evaluation.find(record.text)
             of_general = split == "general_train" or settings.source is None
@@ -55,6 +55,13 @@ def documents(settings: CorpusSettings, tokenizer: PreTrainedTokenizerBase | Non
         next_id += 1
     if review is not None:
         review.check_all_used()
+
+
+def folders_said(settings: CorpusSettings) -> dict[str, str]:
+    """For each source that is a folder, by setting: how many of its files are read, and what of it is not."""
+    sources = {name: getattr(settings, name) for name in ("source", "heldout", "control", "general")}
+    said = {name: locate(source).said() for name, source in sources.items() if source is not None}
+    return {name: line for name, line in said.items() if line is not None}
 
 
 def _records(
@@ -79,13 +86,13 @@ def _records(
 def _non_empty(
     settings: CorpusSettings, source: str, tokenizer: PreTrainedTokenizerBase | None, *, lenient: bool
 ) -> Iterator[Record]:
-    spans = None if is_review_table(settings.spans) else settings.spans
+    spans = None if is_review(settings.spans) else settings.spans
     empty = True
     for record in read_records(source, settings.text, settings.subject, spans, tokenizer, lenient=lenient):
         empty = False
         yield record
     if empty:
-        raise InputError(f"{source} has no text: column `{settings.text}` is empty in every record")
+        raise InputError(f"{shown(source)} has no text: column `{settings.text}` is empty in every record")
 
 
 class _EvaluationTexts:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from sani_dist.config import CorpusSettings, RepairSettings
 from sani_dist.corpus.detect import AUDITED, Detection, Report, detect_spans
+from sani_dist.corpus.documents import folders_said
 from sani_dist.corpus.encode import Encoded, check_tokenizer, encode, pieces
 from sani_dist.corpus.fold import value_key
 from sani_dist.corpus.pack import pack, write_rows
@@ -82,7 +83,7 @@ def prepare(
             done += detection.documents.total() if part.text else detection.documents[part.split]
             if report is not None:
                 report(done, total)
-    summary = {**detection.summary(), "tokens": tokens}
+    summary = {**detection.summary(), "tokens": tokens, "folders": folders_said(settings)}
     if repair.objectives.surrogate is not None:
         summary["surrogates"] = {
             fate: {kind: count for (other, kind), count in fates.items() if other == fate}

@@ -10,6 +10,8 @@ import ahocorasick
 
 from sani_dist.config import TermsDetector
 from sani_dist.corpus.fold import Folded, on_word_boundaries, value_key
+from sani_dist.corpus.lines import text_lines
+from sani_dist.corpus.sources import shown
 from sani_dist.corpus.span import Document, Span
 from sani_dist.errors import InputError
 
@@ -72,15 +74,5 @@ def term_detector(
 
 
 def _read_terms(path: Path) -> list[str]:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"corpus.detect terms: cannot read {path} ({error.strerror})") from None
-    lines = content.removeprefix(b"\xef\xbb\xbf").splitlines()
-    found = []
-    for number, line in enumerate(lines, 1):
-        try:
-            found.append(line.decode())
-        except UnicodeDecodeError:
-            raise InputError(f"corpus.detect terms: {path}, line {number} is not valid UTF-8") from None
-    return found
+    lines = text_lines(path, f"corpus.detect terms: {shown(str(path))}")
+    return [term for _, line in lines for term in line.rstrip("\n").split("\r")]

@@ -73,7 +73,7 @@ def test_term_files(tmp_path):
     (spans,) = terms(TermsDetector(name="terms", path=path))([document("Alpha and beta gamma")])
     assert len(spans) == 2
     path.write_bytes(b"ok\nsecret\xff\n")
-    with pytest.raises(InputError, match=r"terms.txt, line 2 is not valid UTF-8$"):
+    with pytest.raises(InputError, match=r"terms.txt: line 2 is not valid UTF-8; save it as UTF-8"):
         terms(TermsDetector(name="terms", path=path))
     path.write_bytes(b"\n \n")
     with pytest.raises(InputError, match="there is no term"):
