@@ -73,13 +73,12 @@ def text_lines(path: Path, where: str) -> Iterator[tuple[int, str]]:
         lines: Iterable[bytes | str] = stream if encoding is None else io.TextIOWrapper(stream, encoding, newline="\n")
         try:
             for number, line in enumerate(lines, 1):
-                text = line if isinstance(line, str) else line.decode("utf-8-sig" if number == 1 else "utf-8")
-                if "\0" in text:
+                if ("\0" if isinstance(line, str) else b"\0") in line:  # type: ignore[operator]
                     raise InputError(
                         f"{where}: line {number} has NUL characters, as UTF-16 without a byte order mark has; "
                         "save it as UTF-8, for example with `iconv -f UTF-16LE -t UTF-8`"
                     )
-                yield number, text
+                yield number, line if isinstance(line, str) else line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError:
             if encoding is not None:
                 raise InputError(f"{where}: line {number + 1} is not valid {encoding}") from None
