@@ -24,7 +24,7 @@ from sani_dist.audit.sampling import Decoding, Prompt, generate
 from sani_dist.audit.scores import TokenScores
 from sani_dist.audit.spans import SPLITS, Corpus
 from sani_dist.config import GenerationSettings
-from sani_dist.corpus.fold import fold, on_word_boundaries, value_key
+from sani_dist.corpus.fold import fold, gaps_of_key, text_of_key, value_key
 from sani_dist.corpus.rows import PackedRows
 from sani_dist.corpus.terms import TermMatcher
 from sani_dist.engine.zero3 import Engine
@@ -155,8 +155,10 @@ def confirms(asked: Asked, written: np.ndarray, scores: Mapping[str, TokenScores
 
 def begins_with(text: str, value: str) -> bool:
     """Whether a text begins with a value, whatever its case and spacing, and cuts no word in two there."""
-    folded, key = fold(text).text.lstrip(), value_key(value)
-    return bool(key) and folded.startswith(key) and on_word_boundaries(folded, 0, len(key))
+    folded, key = fold(text), value_key(value)
+    size = len(text_of_key(key))
+    same = bool(key) and folded.text.startswith(text_of_key(key)) and folded.gaps_of(0, size) == gaps_of_key(key)
+    return same and folded.stands_alone(0, size)
 
 
 def regurgitated(values: Sequence[str], texts: Sequence[str]) -> list[bool]:

@@ -366,7 +366,9 @@ class _Close:
         if split == "repair" and document.labelled is not None:
             counted.score.add(document, labelled, spans)
         if split in TRAINED:
-            counted.trained_controls.update(value for _, _, value in self.control_values.find(document.folded))
+            counted.trained_controls.update(
+                value for view in document.views for _, _, value in self.control_values.find(view)
+            )
 
 
 def _close(

@@ -8,20 +8,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from sani_dist.corpus.fold import word_boundaries
-
 # Odd, so that it has an inverse modulo 2^64.
 _BASE = 0xD6E8FEB86659FD93
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
 class HashedText:
-    """A folded text, with its word boundaries: `is_boundary` bool [characters + 1], `boundaries` those places in order."""
+    """A text, of any part of which the hash is known."""
 
     def __init__(self, text: str) -> None:
-        codes = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-        self.is_boundary = word_boundaries(codes)
-        self.boundaries = np.flatnonzero(self.is_boundary)
+        codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
         powers, self._inverses = _powers(len(codes))
         mixed = (codes.astype(np.uint64) + np.uint64(1)) * _MIX
         mixed ^= mixed >> np.uint64(32)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
 
-from sani_dist.corpus.fold import Folded, fold, value_key
+from sani_dist.corpus.fold import Folded, value_key, views
 
 Split = Literal["repair", "heldout", "control", "general_train", "general_test"]
 SPLITS: tuple[Split, ...] = ("repair", "heldout", "control", "general_train", "general_test")
@@ -39,8 +39,13 @@ class Document:
 
     @cached_property
     def folded(self) -> Folded:
-        """The text as terms are compared; computed once, since several detectors need it."""
-        return fold(self.text)
+        """The text as values are compared; computed once, since several detectors need it."""
+        return self.views[0]
+
+    @cached_property
+    def views(self) -> tuple[Folded, ...]:
+        """All the ways in which the text is searched for values; the first is `folded`."""
+        return views(self.text)
 
 
 # One list of spans for each document, in the order of the documents.

@@ -1,4 +1,4 @@
-"""Detector `terms`: any number of terms at once, on word boundaries, whatever their case and white space."""
+"""Detector `terms`: any number of terms at once, on word boundaries, however they are written (`fold.py`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 import ahocorasick
 
 from sani_dist.config import TermsDetector
-from sani_dist.corpus.fold import Folded, on_word_boundaries, value_key
+from sani_dist.corpus.fold import Folded, gaps_of_key, text_of_key, value_key, value_keys
 from sani_dist.corpus.lines import text_lines
 from sani_dist.corpus.sources import shown
 from sani_dist.corpus.span import Document, Span
@@ -26,10 +26,13 @@ class TermMatcher(Generic[T]):
     """
 
     def __init__(self, terms: Iterable[tuple[str, T]]) -> None:
-        self._automaton = ahocorasick.Automaton()
+        payloads: dict[str, dict[str, T]] = {}
         for key, payload in terms:
             if key:
-                self._automaton.add_word(key, (len(key), payload))
+                payloads.setdefault(text_of_key(key), {})[gaps_of_key(key)] = payload
+        self._automaton = ahocorasick.Automaton()
+        for text, by_gaps in payloads.items():
+            self._automaton.add_word(text, (len(text), by_gaps))
         self._automaton.make_automaton()
 
     def __len__(self) -> int:
@@ -39,11 +42,10 @@ class TermMatcher(Generic[T]):
         """Yield (start, end, payload) of each occurrence, in code points of the original text."""
         if not len(self):
             return
-        text = folded.text
-        for last, (length, payload) in self._automaton.iter(text):
-            start = last + 1 - length
-            if on_word_boundaries(text, start, last + 1):
-                yield *folded.origin(start, last + 1), payload
+        for last, (length, by_gaps) in self._automaton.iter(folded.text):
+            start, end = last + 1 - length, last + 1
+            if folded.stands_alone(start, end) and (gaps := folded.gaps_of(start, end)) in by_gaps:
+                yield *folded.origin(start, end), by_gaps[gaps]
 
 
 def terms(settings: TermsDetector) -> Callable[[Sequence[Document]], list[list[Span]]]:
@@ -62,12 +64,12 @@ def term_detector(
     values: Iterable[str], kind: str, sensitivity: str, name: str
 ) -> Callable[[Sequence[Document]], list[list[Span]]]:
     """Return a detector, called `name`, that gives every occurrence of `values` one kind and class."""
-    matcher = TermMatcher((value_key(value), None) for value in values)
+    matcher = TermMatcher((key, None) for value in values for key in value_keys(value))
 
     def detect(documents: Sequence[Document]) -> list[list[Span]]:
         return [
-            [Span(start, end, kind, sensitivity, name) for start, end, _ in matcher.find(document.folded)]
-            for document in documents
+            sorted({Span(start, end, kind, sensitivity, name) for v in d.views for start, end, _ in matcher.find(v)})
+            for d in documents
         ]
 
     return detect

@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 
 from sani_dist.config import RareTermsDetector, TermsDetector
 from sani_dist.corpus.closure import Blacklist, merge, values_of
-from sani_dist.corpus.fold import fold, on_word_boundaries, value_key
+from sani_dist.corpus.fold import HARD, fold, text_of_key, value_key, value_keys, views
 from sani_dist.corpus.rare_terms import RareTerms
 from sani_dist.corpus.span import PROTECTION, Document, Span, value_id
-from sani_dist.corpus.terms import TermMatcher, terms
+from sani_dist.corpus.terms import TermMatcher, term_detector, terms
 from sani_dist.errors import InputError
 
-TEXT = st.text(st.sampled_from("abAB \n\t.-_éßﬁİ½e\u0301\u0345가\u1100\u1161\u11a8漢😀\u00a0Ⅷ"), max_size=30)
+TEXT = st.text(
+    st.sampled_from("abAB17\\'\u2019\u00ad\u200d \n\t.-_éßﬁİ½e\u0301\u0345가\u1100\u1161\u11a8漢😀\u00a0Ⅷ"), max_size=30
+)
 
 
 def document(text: str, subject: str | None = None) -> Document:
@@ -27,37 +29,62 @@ def document(text: str, subject: str | None = None) -> Document:
 
 
 @given(st.text(max_size=30) | TEXT)
-def test_fold_is_nfkc_casefold_with_white_space_collapsed(text):
-    whole = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    folded = fold(text)
-    assert unicodedata.normalize("NFKC", folded.text).split() == whole.split()
-    assert len(folded.text) == len(folded.starts) == len(folded.ends)
-    assert all(0 <= start < end <= len(text) for start, end in zip(folded.starts, folded.ends, strict=True))
-    assert list(folded.starts) == sorted(folded.starts)
+def test_every_folded_character_leads_back_to_the_text(text):
+    for view in views(text):
+        size = len(view.text)
+        assert size == len(view.starts) == len(view.ends) == len(view.gaps) == len(view.border) - 1
+        assert all(0 <= start <= end <= len(text) for start, end in zip(view.starts, view.ends, strict=True))
+        assert list(view.starts) == sorted(view.starts)
+        assert view.border[0] == view.border[-1] == HARD
+
+
+@given(st.text(st.sampled_from("abABI17 -'.éßﬁİ½가漢Ⅷ\u0391")))
+def test_normal_forms_and_cases_are_one(text):
+    folded = fold(text).text
+    for form in ("NFC", "NFD", "NFKC"):
+        assert fold(unicodedata.normalize(form, text)).text == folded
+    assert fold(text.casefold()).text == folded
+
+
+@given(st.text(st.sampled_from("aBj7. -_'\n\x07\u00a0,\t(")))
+def test_a_key_is_the_folded_text_with_the_separators_of_short_values(value):
+    assert value_key(value) == fold(value).key
+    assert fold(value).key in (*value_keys(value), "")
 
 
 @given(TEXT, st.lists(TEXT, max_size=5))
 def test_terms_are_those_of_brute_force(text, values):
     keys = {value_key(value) for value in values} - {""}
     folded = fold(text)
-    expected = {
-        (*folded.origin(start, start + len(key)), key)
-        for key in keys
-        for start in range(len(folded.text))
-        if folded.text.startswith(key, start) and on_word_boundaries(folded.text, start, start + len(key))
-    }
+    expected = set()
+    for key in keys:
+        for start in range(len(folded.text)):
+            end = start + len(text_of_key(key))
+            same = folded.text[start:end] + folded.gaps_of(start, end) == key
+            if same and folded.stands_alone(start, end):
+                expected.add((*folded.origin(start, end), key))
     assert set(TermMatcher((key, key) for key in keys).find(folded)) == expected
+
+
+@given(TEXT, TEXT, TEXT)
+def test_a_value_is_found_where_it_stands_as_it_is(before, value, after):
+    text = f"{before} {value} {after}"
+    (spans,) = term_detector([value], "A", "direct", "x")([document(text)])
+    covered = {i for s in spans for i in range(s.start, s.end)}
+    start = len(before) + 1
+    for i, character in enumerate(value, start):
+        assert i in covered or not character.isalnum(), (text, value)
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("see JOHN  \n smith.", ["JOHN  \n smith"]),
-        ("john_smith john smithson", []),
+        ("john_smith john smithson", ["john_smith"]),
         ("(John Smith)", ["John Smith"]),
         ("the groß STRASSE Straße straßen", ["STRASSE", "Straße"]),
         ("😀 ﬁle FILE file e\u0301", ["ﬁle", "FILE", "file"]),
-        ("cafe\u0301 CAFÉ cafe", ["cafe\u0301", "CAFÉ"]),
+        ("cafe\u0301 CAFÉ cafe", ["cafe\u0301", "CAFÉ", "cafe"]),
         ("我在東京市", ["東京"]),
     ],
 )
@@ -153,14 +180,18 @@ def test_blacklist_finds_what_an_automaton_of_the_values_finds(texts, other, dat
             found.append((document(text), span(start, min(start + size, len(text)), sensitivity, kind)))
     values: dict[str, tuple[str, str]] = {}
     for source, one in found:
-        key = value_key(source.text[one.start : one.end])
-        known = values.get(key)
-        if sum(map(str.isalnum, key)) >= 2 and (known is None or PROTECTION[one.sensitivity] > PROTECTION[known[1]]):
-            values[key] = (one.kind, one.sensitivity)
+        for key in value_keys(source.text[one.start : one.end]):
+            known = values.get(key)
+            if sum(map(str.isalnum, text_of_key(key))) >= 2 and (
+                known is None or PROTECTION[one.sensitivity] > PROTECTION[known[1]]
+            ):
+                values[key] = (one.kind, one.sensitivity)
     automaton, closed = TermMatcher(values.items()), blacklist(found)
     for text in (*texts, other, " ".join(texts)):
-        expected = [Span(start, end, *label, "closure") for start, end, label in automaton.find(fold(text))]
-        assert sorted(closed.occurrences(document(text))) == sorted(expected)
+        expected = {
+            Span(start, end, *label, "closure") for view in views(text) for start, end, label in automaton.find(view)
+        }
+        assert closed.occurrences(document(text)) == sorted(expected)
 
 
 def test_a_blacklist_of_many_values_is_small_and_finds_them_all():
