@@ -249,9 +249,11 @@ def _read(
         for document in documents(settings, tokenizer):
             writer.add(document)
             total += 1
-            if document.split == "repair":
-                for rare_terms in detectors.rare_terms:
+            for rare_terms in detectors.rare_terms:
+                if document.split == "repair":
                     rare_terms.add(document)
+                elif document.split.startswith("general"):
+                    rare_terms.add_general(document)
             if detectors.ordinary is not None:
                 detectors.ordinary.add(document)
             if report is not None and total % 256 == 0:

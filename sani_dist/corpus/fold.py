@@ -361,22 +361,24 @@ def _apart(folded: Folded, camel: np.ndarray) -> Folded:
     """The words that have a border in camel case, with a space there; what is between two of them is a sign that no value has."""
     hard = np.flatnonzero(folded.border == HARD)
     following = np.searchsorted(hard, camel, side="right")
-    firsts, lasts = np.unique(hard[following - 1]), np.unique(hard[following])
-    inside = np.zeros(len(folded.text) + 1, np.int64)
-    inside[firsts] += 1
-    inside[lasts] -= 1
-    places = np.flatnonzero(np.cumsum(inside)[:-1])
-    at = np.flatnonzero(np.isin(places, camel) | (np.isin(places, firsts) & (places > places[0])))
-    codes = np.frombuffer(folded.text.encode("utf-32-le", "surrogatepass"), np.uint32)[places]
-    within = np.isin(places[at], camel)
-    codes = np.insert(codes, at, np.where(within, _SPACE, _APART))
-    border, starts = folded.border[places], folded.starts[places]
+    inner = set(camel.tolist())
+    characters, places, added = list[str](), list[int](), list[bool]()
+    for first, last in sorted(set(zip(hard[following - 1].tolist(), hard[following].tolist(), strict=True))):
+        for place in range(first, last):
+            if place in inner or (place == first and places):
+                characters.append(chr(_SPACE if place in inner else _APART))
+                places.append(place)
+                added.append(True)
+            characters.append(folded.text[place])
+            places.append(place)
+            added.append(False)
+    starts, is_added = folded.starts[places], np.array(added)
     return Folded(
-        codes.tobytes().decode("utf-32-le", "surrogatepass"),
-        np.insert(starts, at, starts[at]),
-        np.insert(folded.ends[places], at, starts[at]),
-        np.append(np.insert(border, at, np.where(within, SOFT, HARD)), np.uint8(HARD)),
-        np.insert(folded.gaps[places], at, False),
+        "".join(characters),
+        starts,
+        np.where(is_added, starts, folded.ends[places]),
+        np.append(folded.border[places], np.uint8(HARD)),
+        folded.gaps[places] & ~is_added,
     )
 
 

@@ -7,17 +7,19 @@ with the text.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 from sani_dist.config import RareTermsDetector
-from sani_dist.corpus.fold import Folded
+from sani_dist.corpus.fold import value_key
 from sani_dist.corpus.span import Document, Span
+from sani_dist.corpus.words import words
 
-# Letters and digits, joined by an inner apostrophe or hyphen: o'brien, x-linked.
-_WORD = re.compile(r"[^\W_]+(?:['\u2019-][^\W_]+)*")
 KIND = "RARE_TERM"
+# One character between two common words is no name.
+_LEAST_UNSPACED = 2
 
 
 class RareTerms:
@@ -33,8 +35,17 @@ class RareTerms:
         """Link the terms of a document to its subject. One without a subject proves no term common."""
         if document.subject is None:
             return
-        subject = hash(document.subject)
-        for term in {term for term, _, _ in self._terms(document.folded)}:
+        subject = hash(value_key(document.subject) or document.subject)  # p-17 and "P 17 " are one person
+        self._link(subject, {term for term, _, _ in self._terms(document.text)})
+
+    def add_general(self, document: Document) -> None:
+        """Link the words that a general text has in lower case to a subject of its own: in a small corpus most words are rare."""
+        text = document.text
+        terms = {term for term, start, end in self._terms(text) if text[start:end].islower()}
+        self._link(hash(("general", document.id)), terms)
+
+    def _link(self, subject: int, terms: set[str]) -> None:
+        for term in terms:
             known = self._subjects.get(term, ())
             if known is None or subject in known:
                 continue
@@ -43,11 +54,7 @@ class RareTerms:
     def detect(self, documents: Sequence[Document]) -> list[list[Span]]:
         """Return every occurrence of a rare term in each document."""
         return [
-            [
-                Span(*document.folded.origin(start, end), KIND, "indirect", "rare_terms")
-                for term, start, end in self._terms(document.folded)
-                if self._subjects.get(term, ()) is not None
-            ]
+            [Span(start, end, KIND, "indirect", "rare_terms") for start, end in self._rare(document.text)]
             for document in documents
         ]
 
@@ -58,6 +65,34 @@ class RareTerms:
             "_subjects": dict.fromkeys(t for t, linked in self._subjects.items() if linked is None),
         }
 
-    def _terms(self, folded: Folded) -> list[tuple[str, int, int]]:
-        matches = _WORD.finditer(folded.text)
-        return [(m.group(), m.start(), m.end()) for m in matches if m.end() - m.start() >= self._min_length]
+    def _terms(self, text: str) -> Iterator[tuple[str, int, int]]:
+        """(term, start, end): words that are long enough, and the pairs of characters where nobody marks words."""
+        for start, end, unspaced in words(text):
+            if unspaced:
+                yield from ((text[i : i + 2], i, i + 2) for i in range(start, end - 1))
+            else:
+                term = _term(text[start:end])
+                if self._is_long(term):
+                    yield term, start, end
+
+    def _is_long(self, term: str) -> bool:
+        """Whether it has so many letters: a syllable of Hangul is two or three."""
+        return len(term if term.isascii() else unicodedata.normalize("NFD", term)) >= self._min_length
+
+    def _rare(self, text: str) -> Iterator[tuple[int, int]]:
+        for start, end, unspaced in words(text):
+            if not unspaced:
+                term = _term(text[start:end])
+                if self._is_long(term) and self._subjects.get(term, ()) is not None:
+                    yield start, end
+                continue
+            common = [self._subjects.get(text[i : i + 2], ()) is None for i in range(start, end - 1)]
+            rare = (i for i in range(start, end) if not any(common[max(0, i - 1 - start) : i + 1 - start]))
+            for _, run in groupby(enumerate(rare), lambda pair: pair[1] - pair[0]):
+                places = [place for _, place in run]
+                if len(places) >= _LEAST_UNSPACED:
+                    yield places[0], places[-1] + 1
+
+
+def _term(word: str) -> str:
+    return word.lower() if word.isascii() and word.isalnum() else value_key(word)

@@ -213,3 +213,48 @@ def test_a_blacklist_of_many_values_is_small_and_finds_them_all():
 def test_value_id_is_keyed_and_ignores_spelling():
     assert value_id(b"k", "A", "Ann  DOE") == value_id(b"k", "A", "ann doe") != value_id(b"l", "A", "ann doe")
     assert value_id(b"k", "B", "ann doe") != value_id(b"k", "A", "ann doe")
+
+
+def rare_in(texts: dict[str, list[str]], text: str) -> list[str]:
+    rare = RareTerms(RareTermsDetector(name="rare_terms"))
+    for subject, own in texts.items():
+        for one in own:
+            rare.add(document(one, subject))
+    (spans,) = rare.detect([document(text)])
+    return [text[span.start : span.end] for span in spans]
+
+
+@pytest.mark.parametrize(
+    ("name", "common"),
+    [
+        ("प्रियंका", "रोगी {} घर गई"),
+        ("கிருஷ்ணமூர்த்தி", "நோயாளி {} வந்தார்"),
+        ("مُحَمَّدٌ", "المريض {} هنا"),
+        ("Núñez-O'Brien", "the patient {} was seen"),
+        ("王小明", "患者{}昨天来院"),
+        ("山田太郎", "患者の{}さんが来院した"),
+        ("マリア", "患者の{}さんが来院した"),
+        ("김철수", "환자 {} 방문"),
+    ],
+)
+def test_rare_terms_in_every_script(name, common):
+    """The whole name, with its marks, and nothing of what two people's records share."""
+    texts = {"a": [common.format(name)], "b": [common.format("")]}
+    found = rare_in(texts, common.format(name))
+    assert found == [name]
+    assert rare_in(texts, common.format("")) == []
+
+
+def test_a_name_is_rare_though_its_person_has_two_spellings_of_one_id():
+    texts = {"P-17": ["Vollbrecht came home"], "p 17": ["Vollbrecht came home"], "P-18": ["somebody came home"]}
+    assert rare_in(texts, "Vollbrecht came home") == ["Vollbrecht"]
+
+
+def test_ordinary_words_of_general_text_are_common_in_a_small_corpus():
+    rare = RareTerms(RareTermsDetector(name="rare_terms"))
+    rare.add(document("Walter was seen with Vollbrecht today", "a"))
+    for i, text in enumerate(("Was he seen there today, Walter?", "Walter has seen it today, with us", "with")):
+        rare.add_general(Document(i, None, text, "general_train"))
+    text = "Walter was seen with Vollbrecht today"
+    (spans,) = rare.detect([document(text)])
+    assert [text[span.start : span.end] for span in spans] == ["Walter", "Vollbrecht"]
