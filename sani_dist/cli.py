@@ -478,6 +478,8 @@ def _describe(settings: Config) -> None:
     console.print(
         f"loading  {'streamed, each rank its byte ranges' if found['streamed'] else 'through transformers, whole on each rank'}"
     )
+    for note in found["notes"]:
+        console.print(f"note     {note}", soft_wrap=True, highlight=False, markup=False)
     console.print(
         f"erase    {found['neurons_reset']:,} MLP neurons and {found['heads_reset']:,} heads of the last {erase.layers} layers, "
         f"{erase.select}, reset: {erase.reset}"

@@ -182,6 +182,10 @@ class CorpusSettings(Settings):
     )
     general: str | None = Field(None, description="general text: part is mixed into repair, part measures utility")
     row_length: Annotated[int, Field(ge=16)] = Field(512, description="tokens in a packed row")
+    packing: Literal["documents", "none"] = Field(
+        "documents",
+        description="documents share rows; none: each has rows of its own, which is chosen by itself for a model that sees all of a row",
+    )
 
     @model_validator(mode="after")
     def _is_complete(self) -> CorpusSettings:

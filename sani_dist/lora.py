@@ -6,12 +6,22 @@ The adapter alone, its base left as it is: `engine/adapter.py`.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
 
 from sani_dist.engine.adapter import SETTINGS, WEIGHTS, tokenizer_folder
 from sani_dist.engine.export import TOKENIZER
+from sani_dist.engine.safetensors_files import Checkpoint
 from sani_dist.engine.zero3 import read_model_config
 from sani_dist.errors import InputError
+
+# Of what logits differ by, to which the rounding of merged weights in bfloat16 comes: a hundredth.
+TOLERANCE = 0.1
 
 
 def merge(base: Path, adapter: Path, out: Path) -> None:
@@ -31,13 +41,23 @@ def merge(base: Path, adapter: Path, out: Path) -> None:
         raise InputError(f"merge: {out} is there already; choose another folder")
     if not (adapter / SETTINGS).is_file() or not (adapter / WEIGHTS).is_file():
         raise InputError(f"merge: {adapter} has no {SETTINGS} with {WEIGHTS}; expected a peft adapter")
-    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", local_files_only=True)
+    Checkpoint(base)  # refuses what is no plain safetensors: nothing is unpickled here
+    changed = Checkpoint(adapter, names=[WEIGHTS]).tensors
+    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", local_files_only=True, use_safetensors=True)
+    _untie(model, changed)
     try:
-        merged = PeftModel.from_pretrained(model, adapter, local_files_only=True).merge_and_unload(safe_merge=True)
+        adapted = PeftModel.from_pretrained(model, adapter, local_files_only=True).eval()
+        expected = _logits(adapted)
+        merged = adapted.merge_and_unload(safe_merge=True)
     except (RuntimeError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise InputError(
             f"merge: {adapter} cannot be merged into {base}; expected a LoRA adapter of that model"
         ) from error
+    if float((_logits(merged) - expected).abs().mean()) > TOLERANCE * float(expected.std()):
+        raise InputError(
+            f"merge: {adapter} added to the weights of {base} computes something else than the two together; sanitise the adapter alone "
+            "(model.adapter), or merge it with the program that trained it"
+        )
     building = out.with_name(f".tmp-{out.name}")
     shutil.rmtree(building, ignore_errors=True)
     merged.save_pretrained(building)
@@ -46,3 +66,28 @@ def merge(base: Path, adapter: Path, out: Path) -> None:
         if source.is_file():
             shutil.copyfile(source, building / name)
     building.rename(out)
+
+
+def _untie(model: PreTrainedModel, changed: Collection[str]) -> None:
+    """Give the output projection weights of its own where the adapter changes it or the embedding, and not both alike: what is added to
+    tied weights would be added to both."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    paths = [f".{path}." for path, module in model.named_modules() if module in ends]
+    projection = ends[1]
+    if (
+        projection is None
+        or projection.weight is not ends[0].weight
+        or not any(p in name for p in paths for name in changed)
+    ):
+        return
+    projection.weight = nn.Parameter(projection.weight.detach().clone())
+    model.all_tied_weights_keys = {}
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
+
+
+@torch.no_grad()
+def _logits(model: Any) -> torch.Tensor:
+    """Of sixteen tokens, [tokens, vocabulary]."""
+    found: torch.Tensor = model(input_ids=torch.arange(3, 19)[None]).logits[0].float()
+    return found

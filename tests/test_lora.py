@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -90,3 +92,38 @@ def test_the_command(llama_folder: Path, adapter: Path, merged: Path, tmp_path: 
     command = [sys.executable, "-c", "from sani_dist.cli import main; main()", "merge", str(llama_folder), str(adapter)]
     subprocess.run([*command, "--out", str(tmp_path / "model")], check=True, capture_output=True)
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == (merged / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("modules", [["q_proj", "lm_head"], ["embed_tokens"]])
+def test_an_end_of_a_tied_model_gets_weights_of_its_own(tmp_path: Path, modules: list[str]) -> None:
+    """Added to tied weights, what is meant for the output projection would be added to the embedding too."""
+    model = tiny.llama(421)
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    base = tiny.save(model, tiny.tokenizer(), tmp_path / "base")
+    adapter = tiny.lora(base, tmp_path / "adapter", modules, init_lora_weights=False)
+    both = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
+    lora.merge(base, adapter, tmp_path / "merged")
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    with torch.no_grad():
+        torch.testing.assert_close(found(IDS).logits, both(IDS).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_what_does_not_compute_the_same_is_not_written(
+    llama_folder: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PeftModel, "merge_and_unload", lambda self, **_: self.unload())
+    with pytest.raises(InputError, match="computes something else than the two together"):
+        lora.merge(llama_folder, adapter, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_pickled_weights_are_not_read(llama_folder: Path, adapter: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(llama_folder, base)
+    torch.save(load_file(base / "model.safetensors"), base / "weights.bin")
+    (base / "model.safetensors").unlink()
+    names = dict.fromkeys(load_file(llama_folder / "model.safetensors"), "weights.bin")
+    (base / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    with pytest.raises(InputError, match=r"names a file that is not .safetensors"):
+        lora.merge(base, adapter, tmp_path / "merged")

@@ -77,7 +77,11 @@ def prompts(scene: Scene, name: str, load: Iterator[Engine]) -> Iterator[Result]
         befores = prompted(variant, chosen, draw)
         asked = [Question(before, (value,)) for before, value in zip(befores, chosen["value"], strict=True)]
         rows = CandidateRows(
-            scene.tokenizer, asked, length, _TOKENS_IN_CONTEXT if variant == "in context" else TOKENS_BEFORE
+            scene.tokenizer,
+            asked,
+            length,
+            _TOKENS_IN_CONTEXT if variant == "in context" else TOKENS_BEFORE,
+            alone=engine.alone,
         )
         scores = score(engine, rows, scene.audit.micro_rows, attention=branching)
         yield Result("prompts", variant, name, _measured(scene, chosen, rows, scores))

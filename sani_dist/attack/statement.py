@@ -45,7 +45,9 @@ def statement(scene: Scene, name: str, load: Iterator[Engine]) -> Iterator[Resul
             )
             for before, kind, of_span in zip(befores, spans["kind"], values, strict=True)
         ]
-        rows = CandidateRows(scene.tokenizer, asked, max(rows.row_length for rows in scene.rows.values()))
+        rows = CandidateRows(
+            scene.tokenizer, asked, max(rows.row_length for rows in scene.rows.values()), alone=engine.alone
+        )
         scores = score(engine, rows, scene.audit.micro_rows, attention=branching)
         agreed.append([agreement(of_question) for of_question in rows.logprobs(scores)])
     engine.close()

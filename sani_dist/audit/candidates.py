@@ -9,7 +9,7 @@ than 32 rows would be.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,12 +53,13 @@ class CandidateRows:
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], row_length: int,
-        tokens_before: int = TOKENS_BEFORE,
+        tokens_before: int = TOKENS_BEFORE, *, alone: bool = False,
     ) -> None:  # fmt: skip
+        """alone: each candidate has a row of its own, for a model that sees all of its row."""
         self.row_length = row_length
         self.places: list[list[Place]] = []
         self._rows: list[list[_Piece]] = []
-        self._free, self._blocks = 0, 0
+        self._free, self._blocks, self._alone = 0, 0, alone
         for question in questions:
             block = _tokens(tokenizer, question, min(tokens_before, row_length // 2))
             fits = block is not None and all(len(block.before) + len(ids) <= row_length for ids, _ in block.branches)
@@ -95,8 +96,8 @@ class CandidateRows:
         places: list[Place] = []
         opened = False
         for ids, (first, end) in block.branches:
-            if not opened or self._free < len(ids):
-                if self._free < len(block.before) + len(ids):
+            if self._alone or not opened or self._free < len(ids):
+                if self._alone or self._free < len(block.before) + len(ids):
                     self._rows.append([])
                     self._free = self.row_length
                 self._add(_Piece(self._blocks, 0, block.before, np.zeros(len(block.before), np.uint8)))
@@ -116,6 +117,8 @@ class CandidateRows:
 
 def branching(engine: Engine, batch: Batch) -> AbstractContextManager[None]:
     """While it lasts, the model attends as `CandidateRows` are meant."""
+    if engine.alone:  # a row is one text
+        return nullcontext()
     assert isinstance(engine.module, CausalModel)
     return engine.module.seeing(visible(batch.document, batch.position).to(engine.device))
 

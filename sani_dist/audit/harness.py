@@ -145,7 +145,9 @@ def _sums(engine: Engine, asked: Sequence[Encoded], row_length: int, micro_rows:
     places: dict[int, tuple[int, int]] = {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.arrow"
-        for row, packed in enumerate(write_rows(path, pack(numbered, row_length), row_length, padding=0)):
+        for row, packed in enumerate(
+            write_rows(path, pack(numbered, row_length, alone=engine.alone), row_length, padding=0)
+        ):
             start = 0
             for text in packed:
                 places[text.document] = row, start

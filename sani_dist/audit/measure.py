@@ -58,7 +58,7 @@ def audit(
     """
     wanted = set(settings.metrics)
     spans = corpus.spans()
-    questions = _Questions(corpus, tokenizer, spans, rows, settings)
+    questions = _Questions(corpus, tokenizer, spans, rows, settings, engine.alone)
     texts = (
         Generation(spans, rows, corpus, tokenizer, settings.generation, settings.seed)
         if "generation" in wanted
@@ -109,7 +109,7 @@ class _Questions:
 
     def __init__(
         self, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, spans: pd.DataFrame, rows: Mapping[str, PackedRows],
-        settings: AuditSettings,
+        settings: AuditSettings, alone: bool,
     ) -> None:  # fmt: skip
         # Of each question: its population or split, and the line of `spans` it is about (None: a continuation).
         self._about: list[tuple[str, pd.Series | None]] = []
@@ -124,7 +124,7 @@ class _Questions:
                 for question in _continuation_questions(corpus, split, settings):
                     self._about.append((split, None))
                     asked.append(question)
-        self.rows = CandidateRows(tokenizer, asked, max(of_split.row_length for of_split in rows.values()))
+        self.rows = CandidateRows(tokenizer, asked, max(of_split.row_length for of_split in rows.values()), alone=alone)
 
     def exposure(self, answers: TokenScores) -> list[Measurement]:
         ranked: dict[str, list[Ranked]] = {population: [] for population in SPLITS}

@@ -72,7 +72,7 @@ def generate(
     """
     # Prompts of like length together: less padding.
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i].ids), i))
-    size = max(1, rows // decoding.samples)
+    size = 1 if engine.alone else max(1, rows // decoding.samples)
     found: dict[int, np.ndarray] = {}
     keeps = resident(engine) if (fits_whole(engine) if whole is None else whole) else nullcontext()
     with keeps:
@@ -136,6 +136,8 @@ class _Batch:
     def tokens(self, steps: int) -> torch.Tensor:
         """`steps` new tokens of each text: int64 [size * samples, steps], on the engine's device; the samples of a prompt side by side."""
         samples = self._decoding.samples
+        if self._engine.alone:
+            return self._anew(self._ids.to(self._engine.device).repeat_interleave(samples, 0), steps)
         ids, sees = self._ids.to(self._engine.device), self._sees.to(self._engine.device)
         position = (sees.cumsum(1) - 1).clamp(min=0)
         cache = DynamicCache(config=self._engine.model.config)
@@ -148,6 +150,15 @@ class _Batch:
             sees = torch.cat([sees, torch.ones_like(made[-1])], dim=1)
             made.append(self._choose(*self._next(cache, made[-1], sees, position)))
         return torch.cat(made, dim=1)
+
+    def _anew(self, ids: torch.Tensor, steps: int) -> torch.Tensor:
+        """The same without a cache and without padding, which not every model takes as nothing: a forward of the whole text each time."""
+        for _ in range(steps):
+            position = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+            last = (torch.arange(len(ids), device=ids.device) + 1) * ids.shape[1] - 1
+            likely, logprob = self._engine.forward(ids, position, partial(_likeliest, last, self._decoding.top_k))
+            ids = torch.cat([ids, self._choose(likely, logprob)], dim=1)
+        return ids[:, -steps:]
 
     def _next(
         self, cache: DynamicCache, ids: torch.Tensor, sees: torch.Tensor, position: torch.Tensor

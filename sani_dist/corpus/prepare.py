@@ -94,15 +94,21 @@ def prepare(
     return summary
 
 
-def write_plain(source: str, settings: CorpusSettings, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
-    """Write rows of text in which nothing is sensitive. Raises `InputError`, in one line, for a source without text."""
+def write_plain(
+    source: str, settings: CorpusSettings, tokenizer: PreTrainedTokenizerBase, path: Path, *, alone: bool = False
+) -> None:
+    """Write rows of text in which nothing is sensitive. alone: no two documents share a row.
+
+    Raises `InputError`, in one line, for a source without text."""
 
     def encoded() -> Iterator[Encoded]:
         for number, record in enumerate(read_records(source, settings.text, tokenizer=tokenizer, lenient=True)):
             yield from encode(tokenizer, [Document(number, None, record.text, "heldout")], [[]], [[]])
 
     rows = pack(
-        (piece for document in encoded() for piece in pieces(document, settings.row_length)), settings.row_length
+        (piece for document in encoded() for piece in pieces(document, settings.row_length)),
+        settings.row_length,
+        alone=alone,
     )
     if not sum(1 for _ in write_rows(path, rows, settings.row_length, _padding(tokenizer))):
         raise InputError(f"{source} has no text: column `{settings.text}` is empty in every record")

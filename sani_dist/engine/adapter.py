@@ -97,7 +97,7 @@ class Adapter:
         for name, parameter in model.named_parameters():
             if was := before.get(id(parameter)):
                 shapes[name], pieces[name] = base.shapes[was], base.pieces[was]
-        return Layout(shapes, pieces)
+        return Layout(shapes, pieces, base.buffers)
 
     def inject(self, model: PreTrainedModel) -> None:
         """Put peft's layers into an empty model, empty too. Raises InputError when the tensors of the file are not what they hold."""

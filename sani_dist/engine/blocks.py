@@ -20,6 +20,13 @@ def blocks_of(model: PreTrainedModel) -> nn.ModuleList:
     return found
 
 
+def body_of(model: PreTrainedModel) -> nn.Module:
+    """The module that the blocks of a model are in: embedding, blocks and last norm."""
+    blocks = blocks_of(model)
+    found: nn.Module = next(m for m in model.modules() if any(child is blocks for child in m.children()))
+    return found
+
+
 def recompute(model: PreTrainedModel, blocks: Sequence[nn.Module], share: float) -> None:
     """Of `blocks`, those that training runs, let the first `share` (0 < share <= 1), at least one, run again in backward.
 

@@ -2,9 +2,9 @@
 
     step-000100/  rank-00000.safetensors ...  state.json
 
-Each tensor is named `kind|parameter|start`, kind being master, exp_avg or exp_avg_sq. A rank that loads reads the overlap of
-what is stored with what it owns, so resuming and resizing are one operation. `state.json` is in the folder, with the hash of
-each file, before the folder gets its name: a folder with that name is whole.
+Each tensor is named `kind|parameter|start`, kind being master, exp_avg or exp_avg_sq; the first rank has the persistent buffers too, as
+`buffer|name|0`. A rank that loads reads the overlap of what is stored with what it owns, so resuming and resizing are one operation.
+`state.json` is in the folder, with the hash of each file, before the folder gets its name: a folder with that name is whole.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from sani_dist.engine import distributed
+from sani_dist.engine.buffers import persistent_buffers
 from sani_dist.engine.safetensors_files import StoredTensor, plan_files, read_header, read_range
 from sani_dist.engine.shards import LiveShard, local_shards
 from sani_dist.engine.zero3 import Engine
@@ -29,6 +31,7 @@ from sani_dist.files import file_sha256, fsync
 SCHEMA = 1
 KEEP = 2
 KINDS = ("master", "exp_avg", "exp_avg_sq")
+BUFFER = "buffer"
 
 
 @dataclass(frozen=True)
@@ -137,18 +140,15 @@ def _file_name(rank: int) -> str:
 def _write(folder: Path, engine: Engine) -> bytes:
     """Write this rank's file, a tensor at a time, and read it back; returns its SHA-256. Raises OSError when the disk is full, or does not
     hold what was written."""
-    tensors = {
-        f"{kind}|{live.shard.name}|{live.shard.start}": (kind, live) for live in _trained(engine) for kind in KINDS
-    }
-    layout = [(name, (live.shard.numel,), torch.float32) for name, (_, live) in tensors.items()]
+    contents = list(_contents(engine))
+    layout = [(name, shape, dtype) for name, shape, dtype, _ in contents]
     name = _file_name(distributed.rank())
     (planned,) = plan_files(layout, folder, file_bytes=2**62, stem=Path(name).stem, metadata={})
-    parameters, digest = dict(engine.model.named_parameters()), hashlib.sha256(planned.header)
+    digest = hashlib.sha256(planned.header)
     with (folder / name).open("wb") as stream:
         stream.write(planned.header)
-        for kind, live in tensors.values():
-            values = _local(parameters[live.shard.name], kind)[: live.shard.numel].detach().to("cpu", torch.float32)
-            data = values.contiguous().view(torch.uint8).numpy().data
+        for _, _, dtype, read in contents:
+            data = read().detach().to("cpu", dtype).contiguous().reshape(-1).view(torch.uint8).numpy().data
             digest.update(data)
             stream.write(data)
         stream.flush()
@@ -156,6 +156,22 @@ def _write(folder: Path, engine: Engine) -> bytes:
     if file_sha256(folder / name) != digest.hexdigest():
         raise OSError(None, f"{name} does not hold what was written")
     return digest.digest()
+
+
+def _contents(engine: Engine) -> Iterator[tuple[str, tuple[int, ...], torch.dtype, Callable[[], torch.Tensor]]]:
+    """Name, shape and dtype of what this rank's file holds, and a function that gives it: no tensor is copied before its turn."""
+    parameters = dict(engine.model.named_parameters())
+    for live in _trained(engine):
+        for kind in KINDS:
+            read = partial(_part, parameters[live.shard.name], kind, live.shard.numel)
+            yield f"{kind}|{live.shard.name}|{live.shard.start}", (live.shard.numel,), torch.float32, read
+    if distributed.rank() == 0:  # the same on all ranks
+        for name, buffer in persistent_buffers(engine.model).items():
+            yield f"{BUFFER}|{name}|0", tuple(buffer.shape), buffer.dtype, partial(torch.Tensor.detach, buffer)
+
+
+def _part(parameter: torch.nn.Parameter, kind: str, count: int) -> torch.Tensor:
+    return _local(parameter, kind)[:count]
 
 
 def _trained(engine: Engine) -> Iterator[LiveShard]:
@@ -198,6 +214,11 @@ def _load(path: Path, engine: Engine, state: State) -> None:
                 live.values.copy_(padded[: shard.numel])
             else:
                 safe_set_local_optimizer_state(parameter, padded, kind)
+    for name, buffer in persistent_buffers(engine.model).items():
+        for _, tensor in pieces.get((BUFFER, name), []):
+            values = torch.empty(tensor.shape, dtype=tensor.dtype)
+            read_range(tensor, 0, tensor.numel, values.view(-1))
+            buffer.copy_(values)
     if distributed.rank() < len(state.torch_rng):
         torch.set_rng_state(torch.tensor(list(bytes.fromhex(state.torch_rng[distributed.rank()])), dtype=torch.uint8))
 

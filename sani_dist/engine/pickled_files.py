@@ -6,7 +6,6 @@ unpickler, which makes nothing but tensors, says where; no value is read for tha
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,17 +15,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sani_dist.engine.safetensors_files import DTYPE_NAMES, StoredTensor
 from sani_dist.errors import InputError
-
-
-def pickled_files(folder: Path) -> list[Path]:
-    """`pytorch_model.bin`, or the files of its index; empty if there are none."""
-    index, single = folder / "pytorch_model.bin.index.json", folder / "pytorch_model.bin"
-    if index.exists():
-        try:
-            return [folder / name for name in sorted(set(json.loads(index.read_bytes())["weight_map"].values()))]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{index}: not an index of weight files; export the model again") from error
-    return [single] if single.exists() else []
 
 
 def read_pickled_header(file: Path) -> Iterator[StoredTensor]:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import stat
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +26,10 @@ DTYPES = {
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+# How transformers names weight files.
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 # What transformers wants to read in a header beside the tensors.
 METADATA = {"format": "pt"}
@@ -56,8 +62,15 @@ class Checkpoint:
         `allow_pickle`: a folder without safetensors may have its weights in `.bin` files. `names`: those of its files, if not as above.
         """
         self.folder = folder
-        self.files = [folder / name for name in names] or _weight_files(folder, allow_pickle)
-        self.tensors = {tensor.name: tensor for file in self.files for tensor in _read_header(file)}
+        self.files = [_regular(folder / name) for name in names] or _weight_files(folder, allow_pickle)
+        self.tensors: dict[str, StoredTensor] = {}
+        for tensor in (tensor for file in self.files for tensor in _read_header(file)):
+            if tensor.name in self.tensors:
+                raise InputError(
+                    f"{folder}: {tensor.name} is stored in {self.tensors[tensor.name].file.name} and in {tensor.file.name}; "
+                    "expected each tensor once: export the model again"
+                )
+            self.tensors[tensor.name] = tensor
 
     def read_into(self, name: str, start: int, stop: int, out: torch.Tensor) -> None:
         """Fill `out` [stop - start] with the flat elements [start, stop) of tensor `name`, converted to its dtype.
@@ -77,36 +90,80 @@ class Checkpoint:
 def _read_header(file: Path) -> Iterator[StoredTensor]:
     if file.suffix == ".safetensors":
         return read_header(file)
+    # `_weight_files` gives no others without `allow_pickle`.
     from sani_dist.engine.pickled_files import read_pickled_header  # which builds on this module
 
     return read_pickled_header(file)
 
 
 def _weight_files(folder: Path, allow_pickle: bool) -> list[Path]:
+    """Those that `from_pretrained` reads: a single file before an index, safetensors before pickled ones."""
     if not folder.is_dir():
         raise InputError(f"model.path: no folder {folder}; expected a Hugging Face checkpoint with safetensors")
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        try:
-            names = sorted({str(name) for name in json.loads(index.read_bytes())["weight_map"].values()})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{index}: not a safetensors index; export the model again") from error
-        return [folder / name for name in names]
-    single = folder / "model.safetensors"
-    if single.exists():
-        return [single]
-    pickled = sorted(folder.glob("*.bin"))
-    if pickled and not allow_pickle:
+    for single, index in ((SINGLE, INDEX), (PICKLED, PICKLED_INDEX)):
+        there = next((folder / name for name in (single, index) if (folder / name).exists()), None)
+        if there is None:
+            continue
+        if single == PICKLED and not allow_pickle:
+            break
+        return [_regular(there)] if there.name == single else _indexed(there, Path(single).suffix)
+    if any(folder.glob("*.bin")) and not allow_pickle:
         raise InputError(
             f"{folder}: only pickled weights (.bin); save it as safetensors, or set model.allow_pickle (--allow-pickle) to read "
             "its tensors with torch's restricted unpickler"
         )
-    if pickled:
-        from sani_dist.engine.pickled_files import pickled_files  # which builds on this module
+    raise InputError(f"{folder}: no {SINGLE} and no {INDEX}")
 
-        if files := pickled_files(folder):
-            return files
-    raise InputError(f"{folder}: no model.safetensors and no model.safetensors.index.json")
+
+def _indexed(index: Path, suffix: str) -> list[Path]:
+    """The files that an index names, regular files of its folder. Raises InputError for any other, and for a tensor that is not where
+    the index says."""
+    wrong = "not a safetensors index" if suffix == ".safetensors" else "not an index of weight files"
+    try:
+        document = json.loads(_regular(index).read_bytes(), object_pairs_hook=_once)
+        weight_map = {str(name): str(file) for name, file in document["weight_map"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{index}: {wrong}; export the model again") from error
+    files = {name: _inside(index, name, suffix) for name in sorted(set(weight_map.values()))}
+    stored = {name: {tensor.name for tensor in _read_header(file)} for name, file in files.items()}
+    for tensor, name in weight_map.items():
+        if tensor not in stored[name]:
+            raise InputError(f"{index}: {tensor} is not in {name}, where the index says it is; export the model again")
+    return list(files.values())
+
+
+def _inside(index: Path, name: str, suffix: str) -> Path:
+    """The file `name` of an index: what it names may not lead out of the model's folder, nor to another format."""
+    if not name.endswith(suffix) or "\0" in name:
+        raise InputError(
+            f"{index}: names a file that is not {suffix}; expected weights in one format: export the model again"
+        )
+    folder, file = index.parent.resolve(), index.parent / name
+    allowed = [folder]
+    if folder.parent.name == "snapshots":  # the hub's cache, whose snapshots are links to its blobs
+        allowed.append(folder.parent.parent / "blobs")
+    if Path(name).is_absolute() or ".." in Path(name).parts or not any(map(_regular(file).resolve().is_relative_to, allowed)):  # fmt: skip
+        raise InputError(f"{index}: names a file outside of the model's folder; copy the whole model into one folder")
+    return file
+
+
+def _regular(file: Path) -> Path:
+    """Raises InputError for what is there and no regular file: opening a pipe would wait for ever."""
+    try:
+        there = file.stat()
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror})") from error
+    if not stat.S_ISREG(there.st_mode):
+        raise InputError(f"{file}: no regular file; expected weights")
+    return file
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises ValueError for a name that stands in it twice."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands twice")
+    return found
 
 
 def read_header(file: Path) -> Iterator[StoredTensor]:
@@ -117,7 +174,7 @@ def read_header(file: Path) -> Iterator[StoredTensor]:
             header_bytes = struct.unpack("<Q", stream.read(8))[0]
             if header_bytes > size - 8:
                 raise ValueError
-            header = json.loads(stream.read(header_bytes))
+            header = json.loads(stream.read(header_bytes), object_pairs_hook=_once)
         header.pop("__metadata__", None)
         unknown = [name for name, entry in header.items() if entry["dtype"] not in DTYPES]
         if unknown:
@@ -170,6 +227,20 @@ def read_range(tensor: StoredTensor, start: int, stop: int, out: torch.Tensor) -
                 view = view[read:]
             values = torch.from_numpy(buffer[: count * itemsize]).view(tensor.dtype)
             out[first - start : first - start + count].copy_(values)
+
+
+def same_values(one: StoredTensor, other: StoredTensor) -> bool:
+    """Whether two stored tensors have the same shape and elements. Reads them a buffer at a time, unless they are one."""
+    if one.shape != other.shape or (one.file, one.offset) == (other.file, other.offset):
+        return one.shape == other.shape
+    step = BUFFER_BYTES // 8
+    for start in range(0, one.numel, step):
+        values = [torch.empty(min(step, one.numel - start), dtype=tensor.dtype) for tensor in (one, other)]
+        for tensor, out in zip((one, other), values, strict=True):
+            read_range(tensor, start, start + len(out), out)
+        if not torch.equal(*values):
+            return False
+    return True
 
 
 @dataclass(frozen=True)

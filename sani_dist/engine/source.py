@@ -14,9 +14,10 @@ from sani_dist.config import ModelSettings
 from sani_dist.engine import distributed
 from sani_dist.engine.adapter import Adapter, freeze_base, tokenizer_folder
 from sani_dist.engine.export import MODEL, Form, export
-from sani_dist.engine.layout import Layout, base_layout, check_complete, find_layout
+from sani_dist.engine.layout import Layout, base_layout, check_complete, exported, find_layout, unread
+from sani_dist.engine.proof import Proof, alone, prove
 from sani_dist.engine.safetensors_files import Checkpoint, StoredTensor, read_range
-from sani_dist.engine.shards import LiveShard, Shard, partition
+from sani_dist.engine.shards import LiveShard, Shard, local_shards, partition
 from sani_dist.engine.zero3 import build_empty, is_masked, load_sharded, read_model_config
 from sani_dist.errors import InputError
 
@@ -64,6 +65,16 @@ class Source:
         assert isinstance(self.tokenizer.mask_token_id, int)
         return self.tokenizer.mask_token_id
 
+    @cached_property
+    def proof(self) -> Proof:
+        """What a small model of the same config shows. Raises InputError when it computes something else than plain transformers."""
+        return prove(self.config)
+
+    @property
+    def alone(self) -> bool:
+        """Whether each document needs a row of its own: the model sees others in its row, or nobody could show that it does not."""
+        return alone(self.config)
+
     def hashes(self) -> dict[str, str]:
         """Of the weights that a run starts from, and of those before the sensitive training, where there are any."""
         base = self._base
@@ -84,9 +95,13 @@ class Source:
 
         Raises InputError when parameters are missing in the files.
         """
-        model = build_empty(self.config, self.dtype)
+        model = build_empty(self.config, self.dtype, self.checkpoint)
         check_complete(model, self.checkpoint)
         return model, find_layout(model, self.checkpoint)
+
+    def unread(self, model: PreTrainedModel) -> list[str]:
+        """Names of stored tensors that are no part of an empty model: an export after repair lacks them."""
+        return list(unread(model, self.checkpoint))
 
     def load(self, ds_config: dict[str, Any]) -> PreTrainedModel:
         """The model under ZeRO-3, each rank with its shards. All ranks call it."""
@@ -115,7 +130,7 @@ class Source:
     def stored_layout(self) -> tuple[PreTrainedModel, Layout]:
         """The model without weights, and where those of its parameters lie that an export has. Raises InputError when stored tensors
         are not parameters."""
-        model = build_empty(self.config, self.dtype)
+        model = build_empty(self.config, self.dtype, self.checkpoint)
         layout = find_layout(model, self.checkpoint)
         if layout is None:
             raise InputError(
@@ -131,11 +146,9 @@ class Source:
             read_range(tensor, start, stop, values)
             yield LiveShard(Shard(tensor.name, tensor.shape, start, stop, tensor.dtype), values)
 
-    def export_trained(self, model: PreTrainedModel, shards: Iterable[LiveShard], folder: Path) -> dict[str, str]:
-        """Write shards of a trained model's parameters as a folder; all ranks call it. Returns file -> sha256."""
-        layout = find_layout(model, self.checkpoint)
-        stored = shards if layout is None else layout.stored(shards)
-        return export(stored, self.folder, folder, dtype=self.dtype, form=self._form)
+    def export_trained(self, model: PreTrainedModel, folder: Path) -> dict[str, str]:
+        """Write a trained model, sharded, as a folder; all ranks call it. Returns file -> sha256."""
+        return export(exported(model, self.checkpoint), self.folder, folder, dtype=self.dtype, form=self._form)
 
     def export_stored(self, shards: Iterable[LiveShard], folder: Path) -> dict[str, str]:
         """Write shards of stored tensors, in their own dtypes, as a folder; all ranks call it. Returns file -> sha256."""
@@ -191,12 +204,12 @@ class _AdapterSource(Source):
         return self._adapter.checkpoint.tensors
 
     def stored_layout(self) -> tuple[PreTrainedModel, Layout]:
-        model = build_empty(self.config, self.dtype)
+        model = build_empty(self.config, self.dtype, self.checkpoint)
         self._adapter.inject(model)
         return model, self._adapter.layout(model)
 
-    def export_trained(self, model: PreTrainedModel, shards: Iterable[LiveShard], folder: Path) -> dict[str, str]:
-        return self.export_stored(self._adapter.stored(model, shards), folder)
+    def export_trained(self, model: PreTrainedModel, folder: Path) -> dict[str, str]:
+        return self.export_stored(self._adapter.stored(model, local_shards(model)), folder)
 
     @property
     def _form(self) -> Form:

@@ -27,9 +27,10 @@ class Trunk:
 
     def freeze(self, model: PreTrainedModel) -> None:
         """Leave gradients to the trained layers alone: not to the embedding, the last norm or the output projection."""
+        trained = [p for layer in self.above for p in layer.parameters() if p.requires_grad]
         model.requires_grad_(False)
-        for layer in self.above:
-            layer.requires_grad_(True)
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
     @contextmanager
     def recorded(self) -> Iterator[list[torch.Tensor]]:

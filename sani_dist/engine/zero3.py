@@ -9,8 +9,10 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,11 +24,13 @@ from sani_dist.config import RepairSettings
 from sani_dist.engine import distributed
 from sani_dist.engine.adapter import Adapter, freeze_base
 from sani_dist.engine.attention import attend_by_document
-from sani_dist.engine.blocks import blocks_of
-from sani_dist.engine.layout import find_layout
+from sani_dist.engine.blocks import blocks_of, body_of
+from sani_dist.engine.buffers import read_buffers
+from sani_dist.engine.head import Logits, VocabularyHead, logits_of
+from sani_dist.engine.layout import find_layout, untie_what_differs
 from sani_dist.engine.packed_attention import PackedAttention
 from sani_dist.engine.rotary import rotate_by_document
-from sani_dist.engine.safetensors_files import Checkpoint
+from sani_dist.engine.safetensors_files import SINGLE, Checkpoint
 from sani_dist.engine.shards import local_shards
 from sani_dist.engine.trunk import Trunk, recompute_trained
 from sani_dist.errors import InputError
@@ -36,6 +40,10 @@ _PACKAGE = Path(__file__).parents[1]
 DEFAULT_DS_CONFIG = next(
     (p for p in (_PACKAGE / "ds_configs" / "zero3.json", _PACKAGE.parent / "ds_configs" / "zero3.json") if p.exists()),
     _PACKAGE / "ds_configs" / "zero3.json",
+)
+# Architectures whose head does not predict tokens.
+OTHER_HEAD = re.compile(
+    r"For(\w*(Classification|Answering|Regression|Retrieval|Scoring)|(Multiple|Next|Score|Value|Sentence)\w*)$|Reward|Classifier|DoubleHeads"
 )
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -83,22 +91,27 @@ def is_masked(config: Any) -> bool:
     return any(name.endswith("ForMaskedLM") for name in config.architectures or ())
 
 
-def _auto_class(config: Any) -> Any:
+def auto_class(config: Any) -> Any:
     return AutoModelForMaskedLM if is_masked(config) else AutoModelForCausalLM
 
 
-def build_empty(config: Any, dtype: torch.dtype) -> PreTrainedModel:
-    """The model of a transformers config with parameters on the meta device; buffers, such as rotary tables, are real."""
+def build_empty(config: Any, dtype: torch.dtype, checkpoint: Checkpoint | None = None) -> PreTrainedModel:
+    """The model of a transformers config with parameters on the meta device; buffers, such as rotary tables, are real.
+
+    checkpoint: that it will be filled from. Parameters are tied where `from_pretrained` ties them: not where both are stored and differ.
+    """
     from accelerate import init_empty_weights
 
     try:
         with init_empty_weights(include_buffers=False):
-            model: PreTrainedModel = _auto_class(config).from_config(config, dtype=dtype)
+            model: PreTrainedModel = auto_class(config).from_config(config, dtype=dtype)
     except ValueError as error:
         raise InputError(
             f"model.path: {config.model_type} is no causal or masked language model that transformers builds"
         ) from error
     model.tie_weights()
+    if checkpoint is not None:
+        untie_what_differs(model, checkpoint)
     return model
 
 
@@ -112,7 +125,7 @@ def load_sharded(
     """
     checkpoint = Checkpoint(folder, allow_pickle)
     config = read_model_config(folder)
-    model = build_empty(config, dtype)
+    model = build_empty(config, dtype, checkpoint)
     layout = find_layout(model, checkpoint)
     if adapter is not None:
         layout = adapter.join(model, layout)
@@ -124,6 +137,7 @@ def load_sharded(
     _partition_empty(model, _converter(ds_config, dtype), dtype)
     for live in local_shards(model):
         layout.read_into(live.shard.name, live.shard.start, live.shard.stop, live.values)
+    read_buffers(model, layout.buffers, dtype)
     model.to(distributed.device())  # buffers; parameters are empty outside a forward
     model.eval()
     return model
@@ -155,7 +169,8 @@ def _partition_empty(model: PreTrainedModel, converter: Any, dtype: torch.dtype)
                 continue
             if meta not in made:
                 # Memory that is never touched costs no pages; `partition` copies this rank's range of it into `ds_tensor`.
-                made[meta] = nn.Parameter(torch.empty(meta.shape, dtype=dtype, device=converter.local_device))
+                empty = torch.empty(meta.shape, dtype=dtype, device=converter.local_device)
+                made[meta] = nn.Parameter(empty, requires_grad=meta.requires_grad)
                 # What `Init` does to each parameter, less its broadcast of values that are about to be overwritten.
                 converter._convert_to_deepspeed_param(made[meta])
                 made[meta].partition()  # type: ignore[attr-defined]
@@ -182,6 +197,15 @@ def read_model_config(folder: Path) -> Any:
         raise InputError(
             f"model.path: config.json of {folder} is not one that transformers reads ({type(error).__name__})"
         ) from error
+    if other := [name for name in config.architectures or () if OTHER_HEAD.search(name)]:
+        raise InputError(
+            f"model.path: {folder} is a {other[0]}, not a language model: its head would be lost; give the language model it was made from"
+        )
+    if getattr(config, "transformers_weights", None) is not None:
+        raise InputError(
+            f"model.path: config.json of {folder} names its weight file itself (transformers_weights); rename the file to {SINGLE} and "
+            "take the entry out"
+        )
     quantisation = getattr(config, "quantization_config", None)
     if quantisation is not None:
         method = quantisation.get("quant_method") if isinstance(quantisation, dict) else type(quantisation).__name__
@@ -196,33 +220,11 @@ def _load_through_transformers(folder: Path, ds_config: dict[str, Any], dtype: t
     from transformers.integrations import HfDeepSpeedConfig
 
     keep_alive = HfDeepSpeedConfig(ds_config)  # from_pretrained partitions while this object lives
-    auto = _auto_class(read_model_config(folder))
+    auto = auto_class(read_model_config(folder))
     model: PreTrainedModel = auto.from_pretrained(folder, dtype=dtype, local_files_only=True)
     del keep_alive
     model.eval()
     return model
-
-
-class VocabularyHead(nn.Module):
-    """The output projection as a module of its own, so that ZeRO-3's hooks gather its weight exactly while it is used.
-
-    Some models scale their logits, which is done to the hidden states here, and some cap them softly (c x tanh(logits / c)).
-    """
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        projection: Any = model.get_output_embeddings()
-        self.weight: nn.Parameter = projection.weight
-        self.bias: nn.Parameter | None = getattr(projection, "bias", None)
-        config = model.config.get_text_config()
-        self.scale = float(getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1))
-        self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
-
-    def forward(self, hidden: torch.Tensor, compute: Callable[..., T]) -> T:
-        """`compute(hidden [tokens, hidden_size], weight [vocabulary, hidden_size], bias, softcap)` with the weight gathered."""
-        hidden = hidden if self.scale == 1 else hidden * self.scale
-        result: T = compute(hidden, self.weight, self.bias, self.softcap)
-        return result
 
 
 class CausalModel(nn.Module):
@@ -230,20 +232,24 @@ class CausalModel(nn.Module):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
-        self.body = model.base_model
-        self.head = VocabularyHead(model)
+        # Some say of themselves that they are their own body.
+        self.body = model.base_model if model.base_model is not model else body_of(model)
+        self.head = VocabularyHead(model, logits_of(model))
         self.attention = PackedAttention(model, blocks_of(model))
         rotate_by_document(model)
         self.visible: torch.Tensor | None = None
         self.trunk: Trunk | None = None
 
-    def forward(self, inputs: torch.Tensor, position_ids: torch.Tensor, compute: Callable[..., T]) -> T:
+    def forward(self, inputs: torch.Tensor, position_ids: torch.Tensor | None, compute: Callable[..., T]) -> T:
         """inputs: token ids [rows, tokens], or what enters the layers above the trunk [rows, tokens, hidden_size].
 
-        position_ids: [rows, tokens]. Positions that restart mark document boundaries for attention.
+        position_ids: [rows, tokens]. Positions that restart mark document boundaries for attention. None: each row is one text, which
+        the body gets as in plain transformers.
         """
-        given: dict[str, Any] = self.attention.arguments(position_ids, self.visible, self.head.weight.dtype)
-        given |= {"position_ids": position_ids, "use_cache": False}
+        given: dict[str, Any] = {"use_cache": False}
+        if position_ids is not None:
+            given |= self.attention.arguments(position_ids, self.visible, self.head.weight.dtype)
+            given["position_ids"] = position_ids
         if inputs.is_floating_point():
             assert self.trunk is not None
             with self.trunk.replaced(inputs):
@@ -275,7 +281,7 @@ class MaskedModel(nn.Module):
         check_head(model)
         rotate_by_document(model)
         self.body = model
-        self.head = VocabularyHead(model)
+        self.head = VocabularyHead(model, Logits())
         model.get_output_embeddings().forward = _unchanged
 
     def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, compute: Callable[..., T]) -> T:
@@ -310,6 +316,13 @@ class Engine:
         self.device = distributed.device()
         self.ds: Any = None
         self.accumulation = 1
+
+    @cached_property
+    def alone(self) -> bool:
+        """Whether documents have to be run one to a row."""
+        from sani_dist.engine.proof import alone  # which builds on this module
+
+        return alone(self.model.config)
 
     def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, compute: Callable[..., T]) -> T:
         """Run the sharded module, outside of training. All ranks call it equally often: gathering is a collective."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from sani_dist.engine.shards import local_shards
 from sani_dist.stages.rank import Outputs, Rank
 
 
@@ -10,8 +9,7 @@ def run(rank: Rank) -> Outputs:
     """Every rank writes its shards. Without training, untouched tensors are streamed from the source and no engine is needed."""
     folder = rank.run.path("model")
     if rank.trains:
-        model = rank.sanitised().model
-        hashes = rank.source.export_trained(model, local_shards(model), folder)
+        hashes = rank.source.export_trained(rank.sanitised().model, folder)
     else:
         model, layout = rank.source.stored_layout()
         shards = list(rank.source.stored_shards())

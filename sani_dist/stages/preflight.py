@@ -12,6 +12,7 @@ from sani_dist.audit.harness import check_tasks
 from sani_dist.config import Config, EraseSettings
 from sani_dist.engine.checkpoint import check_checkpoints
 from sani_dist.engine.layout import check_complete
+from sani_dist.engine.proof import alone
 from sani_dist.engine.safetensors_files import Checkpoint
 from sani_dist.engine.source import Source, open_source
 from sani_dist.engine.trunk import Trunk, recompute_trained
@@ -32,6 +33,7 @@ def check(config: Config) -> dict[str, Any]:
     source = open_source(config.model)
     read_ds_config(config.cluster.ds_config, source.dtype)
     model, layout = source.empty()
+    told = notes(config, source, model)
     units = last_units(model, config.erase.layers, config.erase.units) if config.erase.layers else []
     if config.erase.reset == "base":
         source.base_layout(model, parameter_names(units))
@@ -39,7 +41,7 @@ def check(config: Config) -> dict[str, Any]:
         _check_masked(config, model, source.tokenizer)
     for name, other in (("audit.reference", config.audit.reference), ("attack.gold", config.attack.gold)):
         if other is not None:
-            _check_other(name, other, source)
+            _check_other(name, other, source, rows_alone(config, source))
     objectives = config.repair.objectives
     if objectives.kl and objectives.kl_top >= model.config.get_text_config().vocab_size:
         raise InputError("repair.objectives.kl_top: expected fewer tokens than the vocabulary has")
@@ -53,12 +55,34 @@ def check(config: Config) -> dict[str, Any]:
         "neurons_reset": _count_reset([group for group in units if group.kind == "mlp"], config.erase),
         "heads_reset": _count_reset([group for group in units if group.kind == "head"], config.erase),
         "streamed": layout is not None,
+        "notes": told,
         "model_bytes": parameters * source.dtype.itemsize,
         # Two checkpoints of masters and two moments in fp32, and the exported model.
         "disk_bytes": exported * source.dtype.itemsize + (trained * 12 * 2 if config.repair.epochs else 0),
         # Weights in the run's precision; gradients, masters and two moments in fp32.
         "training_bytes": parameters * source.dtype.itemsize + trained * 16,
     }
+
+
+def rows_alone(config: Config, source: Source) -> bool:
+    """Whether each document gets a row of its own: as the settings say, or because the model sees others in its row."""
+    return config.corpus.packing == "none" or source.alone
+
+
+def notes(config: Config, source: Source, model: PreTrainedModel) -> list[str]:
+    """Lines about how a model is run, where that is not the usual."""
+    name, found = type(model).__name__, []
+    if not source.proof.shown:
+        found.append(f"{name}: no small model like it could be made, so nothing was shown about it before loading")
+    if rows_alone(config, source) and not source.masked:
+        found.append(
+            f"{name}: each document has rows of its own (corpus.packing: none), since it would see others in its row"
+        )
+    if unread := source.unread(model):
+        found.append(
+            f"{name}: {len(unread)} stored tensors are no part of it, {unread[0]} the first: an export after repair lacks them"
+        )
+    return found
 
 
 def check_attackable(config: Config) -> None:
@@ -102,16 +126,18 @@ def _check_masked(config: Config, model: PreTrainedModel, tokenizer: PreTrainedT
         )
 
 
-def _check_other(name: str, folder: Path, source: Source) -> None:
+def _check_other(name: str, folder: Path, source: Source, packs_none: bool) -> None:
     """Raises InputError for a model to compare with that cannot be loaded, or that reads other tokens than the source does."""
     try:
-        empty = build_empty(read_model_config(folder), source.dtype)
-        check_complete(empty, Checkpoint(folder, source.settings.allow_pickle))
+        checkpoint, other_config = Checkpoint(folder, source.settings.allow_pickle), read_model_config(folder)
+        check_complete(build_empty(other_config, source.dtype, checkpoint), checkpoint)
         other = AutoTokenizer.from_pretrained(folder, local_files_only=True)  # type: ignore[no-untyped-call]
     except (InputError, OSError, ValueError) as error:
         raise InputError(f"{name}: {folder} is no checkpoint with a tokenizer that transformers reads") from error
     if other.get_vocab() != source.tokenizer.get_vocab():
         raise InputError(f"{name}: {folder} has another tokenizer than model.path; expected the same")
+    if not packs_none and alone(other_config):
+        raise InputError(f"{name}: {folder} sees other documents in its row; set corpus.packing: none")
 
 
 def _count_trained(config: Config, source: Source, model: PreTrainedModel) -> int:

@@ -17,6 +17,7 @@ from sani_dist.audit.spans import Corpus
 from sani_dist.corpus import PackedRows
 from sani_dist.engine import distributed
 from sani_dist.engine.checkpoint import checkpoint_path, load_newest
+from sani_dist.engine.proof import prove_loaded
 from sani_dist.engine.shards import LiveShard, local_shards
 from sani_dist.engine.source import Source, open_source
 from sani_dist.engine.zero3 import Engine, read_ds_config
@@ -107,11 +108,13 @@ class Rank:
         return Engine(source.load(ds_config), ds_config)
 
     def original(self) -> Engine:
-        """The source, as it came."""
+        """The source, as it came. Raises InputError when the ranks compute something else than plain transformers."""
         assert self._state == "original"
         if self._engine is None:
             self.metrics.progress("load", 0, 1, "model")
             self._engine = self.load(self.source)
+            self._engine.for_inference()
+            prove_loaded(self._engine)
             self.metrics.progress("load", 1, 1, "model")
         return self._engine
 
