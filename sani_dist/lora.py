@@ -43,7 +43,9 @@ def merge(base: Path, adapter: Path, out: Path) -> None:
         raise InputError(f"merge: {adapter} has no {SETTINGS} with {WEIGHTS}; expected a peft adapter")
     Checkpoint(base)  # refuses what is no plain safetensors: nothing is unpickled here
     changed = Checkpoint(adapter, names=[WEIGHTS]).tensors
-    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", local_files_only=True, use_safetensors=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        base, dtype="auto", local_files_only=True, use_safetensors=True, trust_remote_code=False
+    )
     _untie(model, changed)
     try:
         adapted = PeftModel.from_pretrained(model, adapter, local_files_only=True).eval()

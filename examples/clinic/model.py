@@ -18,14 +18,16 @@ def write_base_model(folder: Path) -> None:
     """Write SmolLM2-135M-Instruct with its tokenizer into `folder`, as a Hugging Face checkpoint in bfloat16."""
     transformers.utils.logging.disable_progress_bar()
     gguf = _gguf_file()
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
+    )
     # The package's weights are 4 bits wide. Unpacked, they are ordinary weights, but transformers still remembers the
     # quantisation and would write it into config.json, where every later reader would trip over it.
     for attribute in ("hf_quantizer", "quantization_method", "is_quantized"):
         model.__dict__.pop(attribute, None)
     model.config.__dict__.pop("quantization_config", None)
     model.to(torch.bfloat16).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False).save_pretrained(folder)
 
 
 def _gguf_file() -> Path:

@@ -130,7 +130,9 @@ def _read(twin: PreTrainedModel, checkpoint: Checkpoint) -> PreTrainedModel:
     model = build_empty(config, torch.float32, checkpoint)
     layout = find_layout(model, checkpoint)
     if layout is None:  # transformers loads it
-        found: PreTrainedModel = auto_class(config).from_pretrained(checkpoint.folder, dtype=torch.float32)
+        found: PreTrainedModel = auto_class(config).from_pretrained(
+            checkpoint.folder, dtype=torch.float32, trust_remote_code=False
+        )
         return found.eval()
     made: dict[nn.Parameter, nn.Parameter] = {}
     for module in model.modules():

@@ -45,7 +45,7 @@ class Source:
         """Raises InputError when transformers reads none from the folder."""
         folder = self._tokenizer_folder
         try:
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True)  # type: ignore[no-any-return, no-untyped-call]
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)  # type: ignore[no-any-return, no-untyped-call]
         except (OSError, ValueError) as error:
             raise InputError(f"model.path: {folder} has no tokenizer that transformers reads") from error
 

@@ -49,9 +49,11 @@ def twin_of(config: PretrainedConfig, auto: Any, **arguments: Any) -> PreTrained
         try:
             small = _shrunk(config, divisor)
             with torch.device("meta"):
-                if sum(p.numel() for p in auto.from_config(small).parameters()) > PARAMETERS:
+                if sum(p.numel() for p in auto.from_config(small, trust_remote_code=False).parameters()) > PARAMETERS:
                     return None
-            model: PreTrainedModel = _drawn(auto.from_config(small, dtype=torch.float32)).eval()
+            model: PreTrainedModel = _drawn(
+                auto.from_config(small, dtype=torch.float32, trust_remote_code=False)
+            ).eval()
             with torch.no_grad():
                 if model(input_ids=ids, **arguments).logits.isfinite().all():
                     return model

@@ -104,7 +104,7 @@ def build_empty(config: Any, dtype: torch.dtype, checkpoint: Checkpoint | None =
 
     try:
         with init_empty_weights(include_buffers=False):
-            model: PreTrainedModel = auto_class(config).from_config(config, dtype=dtype)
+            model: PreTrainedModel = auto_class(config).from_config(config, dtype=dtype, trust_remote_code=False)
     except ValueError as error:
         raise InputError(
             f"model.path: {config.model_type} is no causal or masked language model that transformers builds"
@@ -192,11 +192,11 @@ def read_model_config(folder: Path) -> Any:
     if not (folder / "config.json").is_file():
         raise InputError(f"model.path: {folder} has no config.json; expected a Hugging Face checkpoint")
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"model.path: config.json of {folder} is not one that transformers reads ({type(error).__name__})"
-        ) from error
+        asks = "trust_remote_code" in str(error)
+        reason = "it asks for code of its own, which is never run" if asks else type(error).__name__
+        raise InputError(f"model.path: config.json of {folder} is not one that transformers reads ({reason})") from None
     if other := [name for name in config.architectures or () if OTHER_HEAD.search(name)]:
         raise InputError(
             f"model.path: {folder} is a {other[0]}, not a language model: its head would be lost; give the language model it was made from"
@@ -221,7 +221,7 @@ def _load_through_transformers(folder: Path, ds_config: dict[str, Any], dtype: t
 
     keep_alive = HfDeepSpeedConfig(ds_config)  # from_pretrained partitions while this object lives
     auto = auto_class(read_model_config(folder))
-    model: PreTrainedModel = auto.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    model: PreTrainedModel = auto.from_pretrained(folder, dtype=dtype, local_files_only=True, trust_remote_code=False)
     del keep_alive
     model.eval()
     return model

@@ -131,7 +131,7 @@ def _check_other(name: str, folder: Path, source: Source, packs_none: bool) -> N
     try:
         checkpoint, other_config = Checkpoint(folder, source.settings.allow_pickle), read_model_config(folder)
         check_complete(build_empty(other_config, source.dtype, checkpoint), checkpoint)
-        other = AutoTokenizer.from_pretrained(folder, local_files_only=True)  # type: ignore[no-untyped-call]
+        other = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)  # type: ignore[no-untyped-call]
     except (InputError, OSError, ValueError) as error:
         raise InputError(f"{name}: {folder} is no checkpoint with a tokenizer that transformers reads") from error
     if other.get_vocab() != source.tokenizer.get_vocab():
