@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from sani_dist.config import DEFAULT_PRESET, PRESETS, Config, Objectives, changes_of, cluster_changes, load_config
 from sani_dist.errors import InputError, SaniError
+from sani_dist.messages import plain, trace
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False, add_completion=False,
@@ -198,7 +198,7 @@ def merge(
     from sani_dist import lora
 
     lora.merge(base, adapter, out)
-    console.print(f"merged model: {out}", soft_wrap=True)
+    console.print(f"merged model: {plain(out)}", soft_wrap=True)
 
 
 @app.command()
@@ -222,7 +222,7 @@ def detect(
     console.print(corpus_table(found))
     if review or review_as:
         path = review_table(out, review_as or TABLE)
-        console.print(f"To correct: {path} (shows sensitive values; for its owner alone)", soft_wrap=True)
+        console.print(f"To correct: {plain(path)} (shows sensitive values; for its owner alone)", soft_wrap=True)
 
 
 @app.command()
@@ -243,7 +243,7 @@ def canaries(
     from sani_dist.corpus.canaries import write_canaries
 
     write_canaries(source, out, control, count=count, repeats=repeats, seed=seed, text=text, spans=spans)
-    console.print(f"{count} canaries in {out}; their control: {control}", soft_wrap=True)
+    console.print(f"{count} canaries in {plain(out)}; their control: {plain(control)}", soft_wrap=True)
 
 
 @app.command()
@@ -261,7 +261,7 @@ def report(
         max_greedy=max_greedy, max_leak100=max_leak100, max_leak100_above_control=max_leak100_above_control,
         max_utility_loss=max_utility_loss, max_general_loss=max_general_loss,
     )  # fmt: skip
-    console.print(f"report: {api.report(folder, limits)}", soft_wrap=True)
+    console.print(f"report: {plain(api.report(folder, limits))}", soft_wrap=True)
 
 
 @app.command()
@@ -285,7 +285,7 @@ def verify(
     outcomes = api.verify(folder, limits)
     for outcome in outcomes:
         state = "[green]kept[/green]  " if outcome.passed else "[red]MISSED[/red]"
-        console.print(f"{state} {outcome.title}: {outcome.reason}", soft_wrap=True, highlight=False)
+        console.print(f"{state} {outcome.title}: {plain(outcome.reason)}", soft_wrap=True, highlight=False)
     if not all(outcome.passed for outcome in outcomes):
         raise typer.Exit(LIMIT_MISSED)
 
@@ -320,7 +320,7 @@ def purge(folder: RunFolder) -> None:
     from sani_dist.purge import purge as remove
 
     removed = remove(folder)
-    console.print("removed: " + (", ".join(removed) if removed else "nothing was left"))
+    console.print("removed: " + (", ".join(map(plain, removed)) if removed else "nothing was left"))
 
 
 @app.command()
@@ -353,8 +353,8 @@ def settings(
     from sani_dist.settings_reference import settings as of_section
 
     for name, kind, default, description in of_section(section):
-        console.print(f"[bold]{escape(name)}[/bold]  {escape(kind)}, default {escape(default)}", highlight=False)
-        console.print(f"    {escape(description)}", highlight=False)
+        console.print(f"[bold]{plain(name)}[/bold]  {plain(kind)}, default {plain(default)}", highlight=False)
+        console.print(f"    {plain(description)}", highlight=False)
 
 
 @app.command()
@@ -449,18 +449,18 @@ def _show(folder: Path) -> None:
         console.print(audit_table(audits), kinds_table(audits))
         if results := api.attacks(finished):
             console.print(attack_table(results))
-            console.print(api.regime(finished), highlight=False)
+            console.print(plain(api.regime(finished)), highlight=False)
         if broken := api.not_finite(finished):
             console.print(
                 f"[red]broken:[/red] {broken} of the model's scores are not finite numbers; every limit is missed",
                 soft_wrap=True,
             )
-        console.print(f"measurements: {folder / 'audit'}", soft_wrap=True)
+        console.print(f"measurements: {plain(folder / 'audit')}", soft_wrap=True)
     page = finished.path("report", "index.html")
     if page.exists():
-        console.print(f"report: {page}", soft_wrap=True)
+        console.print(f"report: {plain(page)}", soft_wrap=True)
     if finished.path("model").exists():
-        console.print(f"sanitised model: {folder / 'model'}", soft_wrap=True)
+        console.print(f"sanitised model: {plain(folder / 'model')}", soft_wrap=True)
 
 
 def _with(overrides: list[str] | None, allow_pickle: bool) -> list[str]:
@@ -474,7 +474,9 @@ def _describe(settings: Config) -> None:
     orchestrate.check_ranks(settings.cluster)
     found = preflight.check(settings)
     erase, repair, workers = settings.erase, settings.repair, settings.cluster.most_workers
-    console.print(f"model    {found['architecture']}, {found['parameters']:,} parameters, {found['layers']} layers")
+    console.print(
+        f"model    {plain(found['architecture'])}, {found['parameters']:,} parameters, {found['layers']} layers"
+    )
     console.print(
         f"loading  {'streamed, each rank its byte ranges' if found['streamed'] else 'through transformers, whole on each rank'}"
     )
@@ -507,8 +509,15 @@ def main() -> None:
     try:
         app()
     except SaniError as error:
-        Console(stderr=True).print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True, highlight=False)
+        Console(stderr=True).print(f"[red]error:[/red] {plain(error)}", soft_wrap=True, highlight=False)
         sys.exit(error.exit_code)
+    except Exception as error:
+        print(trace(error), file=sys.stderr)
+        print(
+            "error: this should not have happened; the lines above say where, and hold nothing of your data",
+            file=sys.stderr,
+        )
+        sys.exit(SaniError.exit_code)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,11 @@ import copy
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 
 import yaml
 from pydantic import (
@@ -597,10 +599,10 @@ def read_mapping(path: Path, keys: str) -> dict[str, Any]:
     try:
         mapping = yaml.safe_load(path.read_text())
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
         line = getattr(getattr(error, "problem_mark", None), "line", None)
-        raise InputError(f"{path} is not YAML" + (f" (line {line + 1})" if line is not None else "")) from error
+        raise InputError(f"{path} is not YAML" + (f" (line {line + 1})" if line is not None else "")) from None
     if not isinstance(mapping, dict):
         raise InputError(f"{path}: expected keys such as {keys}")
     return mapping
@@ -636,7 +638,7 @@ def validated(model: type[AnySettings], mapping: dict[str, Any]) -> AnySettings:
         return model.model_validate(mapping)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        place = _shown([part for part in first["loc"] if part not in _DETECTORS]) or "settings"
+        place = _shown([part for part in first["loc"] if part not in _DETECTORS], model) or "settings"
         message = str(first["msg"]).removeprefix("Value error, ")
         if first["type"].startswith("union_tag_"):  # missing, or wrong: pydantic's own message repeats the value
             message = f"name must be one of {', '.join(_DETECTORS)}"
@@ -710,9 +712,29 @@ _PATHS = (
 )
 
 
-def _shown(place: Sequence[int | str]) -> str:
-    """The dotted name of a setting. A key that cannot be one is left out: it may be a value in the wrong place."""
-    return ".".join(str(part) if re.fullmatch(r"[a-z_][a-z0-9_.]*|[0-9]*", str(part)) else "(a key)" for part in place)
+def _shown(place: Sequence[int | str], model: type[Settings] | None = None) -> str:
+    """The dotted name of a setting. A key that no word of the settings is like is left out: it may be a value in the wrong place."""
+    return ".".join(str(part) if _is_word(str(part), model or Config) else "(a key)" for part in place)
+
+
+def _is_word(key: str, model: type[Settings]) -> bool:
+    words = _words_of(model)
+    known = all(part in words or part.isdigit() for part in re.split("[_.]", key))
+    return known or (key.islower() and bool(get_close_matches(key, words, cutoff=0.8)))
+
+
+@cache
+def _words_of(model: Hashable) -> frozenset[str]:
+    """The names of all settings within, and the words that describe them."""
+    words: set[str] = set()
+    if isinstance(model, type) and issubclass(model, Settings):
+        for name, field in model.model_fields.items():
+            words |= {
+                name,
+                *re.findall("[a-z]+", f"{name} {field.description}"),
+                *_words_of(cast(Hashable, field.annotation)),
+            }
+    return frozenset(words.union(*map(_words_of, get_args(model))))
 
 
 def _known_keys(model: Any, place: tuple[int | str, ...]) -> str:
@@ -745,8 +767,8 @@ def _override(mapping: dict[str, Any], override: str) -> None:
         raise InputError("--set: expected section.key=value, for example --set repair.epochs=3")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"--set {_shown(keys)}: the value is not YAML") from error
+    except (yaml.YAMLError, ValueError, RecursionError, OverflowError):
+        raise InputError(f"--set {_shown(keys)}: the value is not YAML") from None
     try:
         put(mapping, name, value)
     except InputError as error:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from sani_dist.messages import one_line
+
 
 class SaniError(Exception):
     """A failure with a message written for the user. `exit_code`: 2 bad input, 3 a run that failed and can be resumed."""
 
     exit_code = 3
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(one_line(message))
 
 
 class InputError(SaniError):

@@ -32,8 +32,8 @@ def merge(base: Path, adapter: Path, out: Path) -> None:
     """
     try:
         from peft import PeftModel
-    except ImportError as error:
-        raise InputError("merge: peft is missing; pip install -c constraints.txt -e '.[lora]'") from error
+    except ImportError:
+        raise InputError("merge: peft is missing; pip install -c constraints.txt -e '.[lora]'") from None
     from transformers import AutoModelForCausalLM
 
     read_model_config(base)
@@ -51,10 +51,10 @@ def merge(base: Path, adapter: Path, out: Path) -> None:
         adapted = PeftModel.from_pretrained(model, adapter, local_files_only=True).eval()
         expected = _logits(adapted)
         merged = adapted.merge_and_unload(safe_merge=True)
-    except (RuntimeError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (RuntimeError, ValueError, KeyError, AttributeError, TypeError):
         raise InputError(
             f"merge: {adapter} cannot be merged into {base}; expected a LoRA adapter of that model"
-        ) from error
+        ) from None
     if float((_logits(merged) - expected).abs().mean()) > TOLERANCE * float(expected.std()):
         raise InputError(
             f"merge: {adapter} added to the weights of {base} computes something else than the two together; sanitise the adapter alone "

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from sani_dist.attack.result import ATTACKED, GOLD, PREFERENCE, Result
 from sani_dist.audit.measurement import Measurement
+from sani_dist.messages import plain
 from sani_dist.report.catalogue import POPULATIONS
 from sani_dist.run import Run
 
@@ -88,7 +89,7 @@ def corpus_table(run: Run) -> Group:
     for name in ("kind", "spans", *(["labelled", "recall"] if recall else [])):
         table.add_column(name, justify="left" if name == "kind" else "right")
     for kind in sorted({*kinds, *(k for k in recall if k != "all")}):
-        table.add_row(kind, str(kinds.get(kind, 0)), *_recall_cells(recall, kind))
+        table.add_row(plain(kind), str(kinds.get(kind, 0)), *_recall_cells(recall, kind))
     total = sum(kinds.values())
     table.add_row("[bold]all", f"[bold]{total}", *_recall_cells(recall, "all"))
     share = summary["tokens"]["repair"]["sensitive_share"]
@@ -112,7 +113,7 @@ def audit_table(audits: dict[str, list[dict[str, Any]]], title: str = "Audit") -
     table = _table(title)
     table.add_column("measured", no_wrap=True)
     for name in (*audits, "never trained on"):
-        table.add_column(name, justify="right", overflow="fold")
+        table.add_column(plain(name), justify="right", overflow="fold")
     whole = {name: [m for m in found if not m["group"]] for name, found in audits.items()}
     last = list(whole.values())[-1]
     for heading, metrics in (("spans given away by", r"greedy|leak@\d+"), ("perplexity of", "perplexity")):
@@ -150,7 +151,7 @@ def attack_table(results: Sequence[Result]) -> Table:
                 others.append(None if twin is None else _worst(twin, metric, "sensitive"))
             layer = f" (layer {worst.group['layer']})" if worst.group else ""
             cells = [_cell(None if m is None else asdict(m)) for m in (worst, *others)]
-            lines.append([f"  {result.attack}: {result.variant}{layer}", *cells])
+            lines.append([plain(f"  {result.attack}: {result.variant}{layer}"), *cells])
         if lines:
             table.add_row(heading, *[""] * len(lines[0][1:]))
             for line in lines:
@@ -190,14 +191,14 @@ def kinds_table(audits: dict[str, list[dict[str, Any]]], metric: str = "leak@100
     """One metric by kind of identifier."""
     table = _table(f"{metric} by kind")
     for name in ("kind", "spans", *audits, "never trained on"):
-        table.add_column(name, justify="left" if name == "kind" else "right", overflow="fold")
+        table.add_column(plain(name), justify="left" if name == "kind" else "right", overflow="fold")
     last = list(audits.values())[-1]
     for entry in last:
         kind = entry["group"].get("kind")
         if kind is None or entry["metric"] != metric or entry["population"] != "sensitive":
             continue
         cells = [_cell(_find(found, metric, "sensitive", kind), interval=False) for found in audits.values()]
-        table.add_row(kind, str(entry["n"]), *cells, _cell(_find(last, metric, "control", kind), interval=False))
+        table.add_row(plain(kind), str(entry["n"]), *cells, _cell(_find(last, metric, "control", kind), interval=False))
     return table
 
 
@@ -210,7 +211,7 @@ def _cell(entry: dict[str, Any] | None, interval: bool = True) -> str:
     if entry is None:
         return "-"
     if entry["value"] is None:
-        return f"- ({entry['reason']})" if interval else "-"
+        return f"- ({plain(entry['reason'])})" if interval else "-"
     write = _perplexity if entry["metric"] == "perplexity" else _share
     text = write(entry["value"])
     return f"{text} \\[{write(entry['low'])}, {write(entry['high'])}]" if interval else text

@@ -43,9 +43,11 @@ def check_tasks(settings: HarnessSettings) -> None:
     if importlib.util.find_spec("lm_eval") is None:
         raise InputError("audit.harness.tasks: the package lm-eval is not installed; pip install 'sani_dist[harness]'")
     known = _task_manager(settings).all_tasks
-    for task in settings.tasks:
+    for number, task in enumerate(settings.tasks, 1):
         if task not in known:
-            raise InputError(f"audit.harness.tasks: {task} is no task of lm-eval; `lm-eval ls tasks` lists them")
+            raise InputError(
+                f"audit.harness.tasks: entry {number} is no task of lm-eval; `lm-eval ls tasks` lists them"
+            )
 
 
 def harness(

@@ -66,10 +66,10 @@ def _saved_bytes(model: PreTrainedModel, row_length: int, micro_rows: int) -> in
     try:
         with (saved := SavedBytes(model)):
             model.base_model(input_ids=ids, use_cache=False)
-    except RuntimeError as error:  # a router that looks at values, which meta tensors have none of
+    except RuntimeError:  # a router that looks at values, which meta tensors have none of
         raise InputError(
             f"plan: {type(model).__name__} decides by values which parts to run; its activations are not known in advance"
-        ) from error
+        ) from None
     finally:
         model.config._attn_implementation = attention
     # The mask that keeps documents of a packed row apart, one for all layers.

@@ -12,6 +12,7 @@ from rich.table import Table
 from sani_dist.capacity.estimate import Estimate, Job
 from sani_dist.capacity.model import ModelShape
 from sani_dist.engine.zero3 import DEFAULT_DS_CONFIG
+from sani_dist.messages import plain
 
 
 def supplied() -> list[Path]:
@@ -21,7 +22,7 @@ def supplied() -> list[Path]:
 
 def show(console: Console, shape: ModelShape, job: Job, estimates: Sequence[Estimate], tokens: float) -> None:
     """Print memory by DeepSpeed file, which files fit, and the time of those that do."""
-    console.print(f"model   {shape.architecture}, {shape.parameters:,} parameters, {_dtype(shape)}")
+    console.print(f"model   {plain(shape.architecture)}, {shape.parameters:,} parameters, {_dtype(shape)}")
     console.print(f"on      {job.gpus} x {job.gpu.title}, {job.nodes} node{'s' * (job.nodes > 1)}")
     console.print(
         f"step    {job.batch_rows} rows of {shape.row_length} tokens, {shape.micro_rows} at a time on each GPU"
@@ -29,10 +30,10 @@ def show(console: Console, shape: ModelShape, job: Job, estimates: Sequence[Esti
     console.print(memory_table(job, estimates))
     for found in estimates:
         if not found.fits:
-            console.print(f"{found.name} does not fit: {found.why_not}", soft_wrap=True)
+            console.print(f"{plain(found.name)} does not fit: {plain(found.why_not)}", soft_wrap=True)
     for found in estimates:
         if found.fits:
-            console.print(f"{found.name} fits: {_time(shape, job, found, tokens)}", soft_wrap=True)
+            console.print(f"{plain(found.name)} fits: {_time(shape, job, found, tokens)}", soft_wrap=True)
     console.print("Planned from arithmetic, not measured; times assume 40 % of the peak and 70 % of the links.")
 
 

@@ -7,14 +7,16 @@ Codes of the same format that are put nowhere are their control.
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from sani_dist.corpus.formats import CANARY
 from sani_dist.corpus.read import read_rows
 from sani_dist.errors import InputError
+from sani_dist.messages import column
 
 SENTENCE = "\nReference code: {}."
 # Nine digits in three groups: 10^9 codes.
@@ -50,12 +52,20 @@ def write_canaries(
         )
     chosen = draw.sample(range(documents), count * repeats)
     code_of = {place: codes[i % count] for i, place in enumerate(chosen)}
-    with out.open("w", encoding="utf-8") as file:
+    with _private(out) as file:
         for place, row in enumerate(_rows(source, text, spans)):
             file.write(json.dumps(_with_code(row, code_of[place], text, spans) if place in code_of else row) + "\n")
-    with control.open("w", encoding="utf-8") as file:
+    with _private(control) as file:
         for code in codes[count:]:
             file.write(json.dumps(_with_code({text: ""}, code, text, spans)) + "\n")
+
+
+def _private(path: Path) -> IO[str]:
+    """A new file that only its owner can read, whatever the umask."""
+    try:
+        return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write {path} ({error.strerror})") from None
 
 
 def _codes(draw: random.Random, count: int) -> list[str]:
@@ -69,9 +79,9 @@ def _codes(draw: random.Random, count: int) -> list[str]:
 def _rows(source: str, text: str, spans: str) -> Iterator[dict[str, Any]]:
     for number, row in read_rows(source):
         if not isinstance(row.get(text), str):
-            raise InputError(f"{source}: record {number} has no text in column `{text}`")
+            raise InputError(f"{source}: record {number} has no text in its {column(text)}")
         if not isinstance(row.get(spans) or [], list):
-            raise InputError(f"{source}: record {number} has no list of spans in column `{spans}`")
+            raise InputError(f"{source}: record {number} has no list of spans in its {column(spans)}")
         yield row
 
 

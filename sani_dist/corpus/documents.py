@@ -16,6 +16,7 @@ from sani_dist.corpus.review import is_review, read_review
 from sani_dist.corpus.sources import locate, shown
 from sani_dist.corpus.span import SPLITS, Document, Span, Split
 from sani_dist.errors import InputError
+from sani_dist.messages import column
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -92,7 +93,7 @@ def _non_empty(
         empty = False
         yield record
     if empty:
-        raise InputError(f"{shown(source)} has no text: column `{settings.text}` is empty in every record")
+        raise InputError(f"{shown(source)} has no text: its {column(settings.text)} is empty in every record")
 
 
 class _EvaluationTexts:

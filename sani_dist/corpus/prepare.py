@@ -27,6 +27,7 @@ from sani_dist.corpus.spread import Spread
 from sani_dist.corpus.surrogates import Surrogates
 from sani_dist.corpus.tables import TOKEN_SPANS, DocumentReader, SpanReader, StoredSpan, TableWriter
 from sani_dist.errors import InputError
+from sani_dist.messages import column
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -111,7 +112,7 @@ def write_plain(
         alone=alone,
     )
     if not sum(1 for _ in write_rows(path, rows, settings.row_length, _padding(tokenizer))):
-        raise InputError(f"{source} has no text: column `{settings.text}` is empty in every record")
+        raise InputError(f"{source} has no text: its {column(settings.text)} is empty in every record")
 
 
 @dataclass(frozen=True)

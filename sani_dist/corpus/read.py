@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sani_dist import messages
 from sani_dist.corpus.annotated_files import brat_spans, conll_rows, i2b2_rows, row_of_tool
 from sani_dist.corpus.chats import rendered
 from sani_dist.corpus.lines import read_text, text_lines
@@ -27,14 +28,6 @@ Numbered = Iterator[tuple[int, Row]]
 
 # Records decoded at a time from columnar files: bounds the memory, and costs nothing measurable.
 _BATCH = 256
-# Names of columns that a message may say: others may be values, in a table whose first line is no header.
-_USUAL = frozenset(
-    (
-        "text", "note", "notes", "content", "body", "document", "report", "messages", "conversations", "prompt", "completion",
-        "source_text", "sentence", "file", "folder", "spans", "label", "labels", "entities", "ents", "privacy_mask", "annotations",
-        "kind", "class", "start", "end", "check", "context", "patient", "subject", "id",
-    )
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -76,7 +69,7 @@ def read_records(
         needed = [column] if lenient or not empty else [column, *(c for c in (subject, spans) if c)]
         for name in needed:
             if name not in row:
-                raise InputError(f"{where} has no column `{name}`; it has {columns_said(row)}")
+                raise InputError(f"{where} has no {messages.column(name)}; it has {messages.columns(row)}")
         empty = False
         content = _text(row[column], column, where, tokenizer)
         if content.strip():
@@ -93,16 +86,6 @@ def read_rows(source: str) -> Numbered:
         yield from _rows(locate(source), shown(source))
     except OSError as error:
         raise InputError(f"cannot read {shown(source)} ({error.strerror or type(error).__name__})") from None
-
-
-def columns_said(row: Row) -> str:
-    """The columns of a row, for a message."""
-    usual = [name for name in row if name in _USUAL]
-    others = len(row) - len(usual)
-    named = ", ".join(usual)
-    if not others:
-        return named or "none"
-    return f"{named} and {others} others" if named else f"{others} columns, whose names are not repeated here"
 
 
 def read_table(path: Path) -> Numbered:
@@ -184,8 +167,8 @@ def _separated_rows(path: Path, where: str, delimiter: str) -> Numbered:
             if len(cells) != len(header):
                 raise InputError(f"{where}: record {number} has {len(cells)} cells; the header has {len(header)}")
             yield number, dict(zip(header, cells, strict=True))
-    except csv.Error as error:
-        raise InputError(f"{where}: line {reader.line_num} is not valid CSV ({error})") from None
+    except csv.Error:
+        raise InputError(f"{where}: line {reader.line_num} is not valid CSV") from None
 
 
 def _check_unique(names: Iterable[str], where: str) -> None:
@@ -269,7 +252,7 @@ def _subject(value: Any, column: str, where: str) -> str | None:
     try:
         return subject_of(value)
     except ValueError:
-        raise InputError(f"{where}: column `{column}` is neither text nor a number") from None
+        raise InputError(f"{where}: {messages.column(column)} is neither text nor a number") from None
 
 
 def _text(value: Any, column: str, where: str, tokenizer: PreTrainedTokenizerBase | None) -> str:
@@ -281,13 +264,15 @@ def _text(value: Any, column: str, where: str, tokenizer: PreTrainedTokenizerBas
         except (ValueError, RecursionError):
             raise InputError(f"{where}: column `messages` is not valid JSON") from None
     if isinstance(value, list):
-        value = rendered(value, f"{where}: column `{column}`", tokenizer)
+        value = rendered(value, f"{where}: {messages.column(column)}", tokenizer)
     if not isinstance(value, str):
-        raise InputError(f"{where}: column `{column}` is not text")
+        raise InputError(f"{where}: {messages.column(column)} is not text")
     try:
         value.encode()
     except UnicodeEncodeError:  # JSON can say \ud800, half of a character
-        raise InputError(f"{where}: column `{column}` is not valid Unicode") from None
+        raise InputError(f"{where}: {messages.column(column)} is not valid Unicode") from None
     if "\0" in value:
-        raise InputError(f"{where}: column `{column}` has NUL characters (UTF-16 that was read as something else?)")
+        raise InputError(
+            f"{where}: {messages.column(column)} has NUL characters (UTF-16 that was read as something else?)"
+        )
     return value

@@ -11,16 +11,19 @@ from typing import Any, Protocol
 
 from sani_dist.corpus.annotations import parse_spans
 from sani_dist.corpus.lines import kind_of
-from sani_dist.corpus.read import columns_said, read_table
+from sani_dist.corpus.read import read_table
 from sani_dist.corpus.review_tools import TOOLS, ReviewedTexts
 from sani_dist.corpus.sources import KINDS, shown
 from sani_dist.corpus.span import Document, Span
 from sani_dist.corpus.tables import SpanReader, read_documents
 from sani_dist.errors import InputError
+from sani_dist.messages import columns
 
 TABLE = "csv"
 _COLUMNS = ("document", "start", "end", "kind", "class", "text", "context", "check")
 _CONTEXT = 40
+# What a spreadsheet takes for the beginning of a formula.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 class Review(Protocol):
@@ -84,12 +87,12 @@ class ReviewTable:
         for number, row in read_table(path):
             missing = [column for column in ("document", "start", "end", "kind") if column not in row]
             if missing:
-                raise InputError(f"{self._path} has no column `{missing[0]}`; it has {columns_said(row)}")
+                raise InputError(f"{self._path} has no column `{missing[0]}`; it has {columns(row)}")
             try:
                 document, start, end = (int(row[column]) for column in ("document", "start", "end"))
             except ValueError:
                 raise InputError(f"{self._path}: record {number} needs whole numbers document, start and end") from None
-            span = {"start": start, "end": end, "kind": row["kind"], "class": row.get("class")}
+            span = {"start": start, "end": end, "kind": _unquoted(row["kind"]), "class": row.get("class")}
             self._spans.setdefault(document, []).append((number, span, row.get("check", "")))
 
     def spans(self, document: int, text: str) -> tuple[Span, ...]:
@@ -125,7 +128,17 @@ def _lines(run: Path) -> Iterator[tuple[int | str, ...]]:
         for span in spans:
             context = text[max(0, span.start - _CONTEXT) : span.end + _CONTEXT]
             value = text[span.start : span.end]
-            yield document.id, span.start, span.end, span.kind, span.sensitivity, value, context, _check(text)
+            cells = map(_quoted, (span.kind, span.sensitivity, value, context))
+            yield document.id, span.start, span.end, *cells, _check(text)
+
+
+def _quoted(cell: str) -> str:
+    """A cell that a spreadsheet shows and does not calculate."""
+    return f"'{cell}" if cell.startswith(_FORMULA) else cell
+
+
+def _unquoted(cell: str) -> str:
+    return cell[1:] if cell.startswith("'") and cell[1:].startswith(_FORMULA) else cell
 
 
 def _check(text: str) -> str:

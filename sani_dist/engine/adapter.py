@@ -107,11 +107,11 @@ class Adapter:
             # The values that an initialiser would draw are in the file.
             settings = LoraConfig(init_lora_weights=False, **self._structure)
             inject_adapter_in_model(settings, model, NAME, low_cpu_mem_usage=True)
-        except (ValueError, re.error) as error:
+        except (ValueError, re.error):
             raise InputError(
                 f"model.adapter: {self.folder} changes modules that model.path does not have, or that are no projections; expected an "
                 "adapter of that model"
-            ) from error
+            ) from None
         self._check(model)
 
     def layout(self, model: PreTrainedModel) -> Layout:
@@ -181,20 +181,20 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     """Those that say what peft's layers are. Raises InputError when others say that they are more than LoRA."""
     try:
         from peft import LoraConfig
-    except ImportError as error:
-        raise InputError("model.adapter: peft is missing; pip install -c constraints.txt -e '.[lora]'") from error
+    except ImportError:
+        raise InputError("model.adapter: peft is missing; pip install -c constraints.txt -e '.[lora]'") from None
     damaged = f"model.adapter: {folder / SETTINGS} is not that of an adapter; save it again"
     try:
         document = dict(json.loads((folder / SETTINGS).read_text()))
-    except (ValueError, TypeError) as error:
-        raise InputError(damaged) from error
+    except (ValueError, TypeError):
+        raise InputError(damaged) from None
     if document.get("peft_type") != "LORA":
         raise InputError(f"model.adapter: {folder} is of another kind than LoRA; {MERGE}")
     structure = {name: document[name] for name in Structure.__annotations__ if name in document}
     try:
         TypeAdapter(Structure).validate_python(structure, strict=True)
-    except ValidationError as error:
-        raise InputError(damaged) from error
+    except ValidationError:
+        raise InputError(damaged) from None
     usual = LoraConfig().to_dict()
     more = [
         n for n, value in document.items() if n not in (*structure, *DESCRIPTION) and value and value != usual.get(n)

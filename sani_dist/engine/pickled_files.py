@@ -24,9 +24,9 @@ def read_pickled_header(file: Path) -> Iterator[StoredTensor]:
             found = torch.load(file, weights_only=True)
         tensors = dict(found)
     except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror})") from error
-    except (pickle.UnpicklingError, RuntimeError, ValueError, TypeError, EOFError) as error:
-        raise InputError(f"{file}: not a file of tensors alone; save it again as safetensors") from error
+        raise InputError(f"{file}: cannot be read ({error.strerror})") from None
+    except (pickle.UnpicklingError, RuntimeError, ValueError, TypeError, EOFError):
+        raise InputError(f"{file}: not a file of tensors alone; save it again as safetensors") from None
     for name, tensor in tensors.items():
         # Where the storage begins in the file; files of before PyTorch 1.6 are no archives and have no such place.
         place = getattr(tensor.untyped_storage(), "_checkpoint_offset", None) if torch.is_tensor(tensor) else None

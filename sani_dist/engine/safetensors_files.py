@@ -194,9 +194,9 @@ def read_header(file: Path) -> Iterator[StoredTensor]:
                 raise ValueError
         end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
     except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        raise InputError(f"{file}: not a whole safetensors file; copy or export it again") from error
+        raise InputError(f"{file}: cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error):
+        raise InputError(f"{file}: not a whole safetensors file; copy or export it again") from None
     if size != 8 + header_bytes + end:
         raise InputError(f"{file}: {size} bytes, but its header says {8 + header_bytes + end}; copy or export it again")
     yield from tensors

@@ -46,8 +46,8 @@ class Source:
         folder = self._tokenizer_folder
         try:
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)  # type: ignore[no-any-return, no-untyped-call]
-        except (OSError, ValueError) as error:
-            raise InputError(f"model.path: {folder} has no tokenizer that transformers reads") from error
+        except (OSError, ValueError):
+            raise InputError(f"model.path: {folder} has no tokenizer that transformers reads") from None
 
     @cached_property
     def checkpoint(self) -> Checkpoint:

@@ -55,9 +55,9 @@ def read_ds_config(path: Path | None, dtype: torch.dtype) -> dict[str, Any]:
     try:
         config: dict[str, Any] = json.loads(path.read_text())
     except OSError as error:
-        raise InputError(f"cluster.ds_config: cannot read {path} ({error.strerror})") from error
+        raise InputError(f"cluster.ds_config: cannot read {path} ({error.strerror})") from None
     except ValueError as error:
-        raise InputError(f"cluster.ds_config: {path} is not JSON ({error})") from error
+        raise InputError(f"cluster.ds_config: {path} is not JSON ({error})") from None
     zero = config.get("zero_optimization") if isinstance(config, dict) else None
     if not isinstance(zero, dict) or zero.get("stage") != 3:
         raise InputError(f"cluster.ds_config: {path} must have zero_optimization.stage 3")
@@ -105,10 +105,10 @@ def build_empty(config: Any, dtype: torch.dtype, checkpoint: Checkpoint | None =
     try:
         with init_empty_weights(include_buffers=False):
             model: PreTrainedModel = auto_class(config).from_config(config, dtype=dtype, trust_remote_code=False)
-    except ValueError as error:
+    except ValueError:
         raise InputError(
             f"model.path: {config.model_type} is no causal or masked language model that transformers builds"
-        ) from error
+        ) from None
     model.tie_weights()
     if checkpoint is not None:
         untie_what_differs(model, checkpoint)

@@ -65,5 +65,5 @@ class Plan:
                 for m in document.get("memory", ())
             )
             return cls(**{**document, "units": units, "scores": tuple(document["scores"]), "memory": memory})
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: not an erase plan of schema {SCHEMA}") from error
+        except (OSError, ValueError, KeyError, TypeError):
+            raise InputError(f"{path}: not an erase plan of schema {SCHEMA}") from None

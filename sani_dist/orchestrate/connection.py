@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import socket
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
@@ -50,11 +51,11 @@ def connected(
                 address = get_ray_address_from_environment("auto", None)
             _knock(address)
             ray.init(address=address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError):
         raise InputError(
-            f"cluster.address: no Ray cluster takes us in at {address or 'this machine'}; one with tokens wants RAY_AUTH_MODE=token "
-            "and RAY_AUTH_TOKEN_PATH"
-        ) from error
+            f"cluster.address: no Ray cluster takes us in at {_shown(address)}; one with tokens wants "
+            "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
+        ) from None
     try:
         yield address is None
     finally:
@@ -68,5 +69,12 @@ def _knock(address: str) -> None:
         return
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise InputError(f"cluster.address: nothing answers at {address}") from error
+    except (OSError, OverflowError):
+        raise InputError(f"cluster.address: nothing answers at {_shown(address)}") from None
+
+
+def _shown(address: str | None) -> str:
+    """An address that is one may be shown; another may hold a password."""
+    if address is None:
+        return "this machine"
+    return address if re.fullmatch(r"auto|local|[A-Za-z0-9.:\[\]-]+:\d+", address) else "that address"

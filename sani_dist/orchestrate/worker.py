@@ -13,12 +13,12 @@ import os
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from sani_dist.errors import InputError, RunError, SaniError
+from sani_dist.messages import trace
 from sani_dist.orchestrate import watchdog
 from sani_dist.orchestrate.stdin import follow_stdin
 from sani_dist.orchestrate.watchdog import error_file
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         return error.exit_code
     except Exception as error:
         with _ROOM_OR_NOT:
-            traceback.print_exc()
+            print(trace(error), file=sys.stderr)
             _leave(folder, rank, _line(folder, rank, error))
         return RunError.exit_code
 

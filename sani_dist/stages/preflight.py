@@ -132,8 +132,8 @@ def _check_other(name: str, folder: Path, source: Source, packs_none: bool) -> N
         checkpoint, other_config = Checkpoint(folder, source.settings.allow_pickle), read_model_config(folder)
         check_complete(build_empty(other_config, source.dtype, checkpoint), checkpoint)
         other = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)  # type: ignore[no-untyped-call]
-    except (InputError, OSError, ValueError) as error:
-        raise InputError(f"{name}: {folder} is no checkpoint with a tokenizer that transformers reads") from error
+    except (InputError, OSError, ValueError):
+        raise InputError(f"{name}: {folder} is no checkpoint with a tokenizer that transformers reads") from None
     if other.get_vocab() != source.tokenizer.get_vocab():
         raise InputError(f"{name}: {folder} has another tokenizer than model.path; expected the same")
     if not packs_none and alone(other_config):

@@ -76,5 +76,5 @@ def test_tasks_measure_what_the_harness_measures_itself(
 @pytest.mark.slow
 def test_a_task_that_is_none_is_named(tasks: Path) -> None:
     check_tasks(HarnessSettings(tasks=("plans",), include=tasks))
-    with pytest.raises(InputError, match=r"audit\.harness\.tasks: plants is no task"):
+    with pytest.raises(InputError, match=r"audit\.harness\.tasks: entry 1 is no task"):
         check_tasks(HarnessSettings(tasks=("plants",), include=tasks))

@@ -29,7 +29,7 @@ from .started import finished, sani_dist_run, started
     [
         ({"address": "ray://head:10001"}, "cluster: .*ray_submit"),
         ({"resources": {"GPU": 1}}, "cluster: .*gpus_per_worker"),
-        ({"resources": {"fast": 0}}, "cluster.resources.fast: "),
+        ({"resources": {"fast": 0}}, r"cluster.resources.\(a key\): "),
         ({"placement": "ANYWHERE"}, "cluster.placement: .*SPREAD"),
         ({"max_failures": -1}, "cluster.max_failures: "),
         ({"prepare_workers": -1}, "cluster.prepare_workers: "),
