@@ -12,7 +12,18 @@ from typing import Any, Literal
 import torch
 
 from sani_dist.kernels import chunked, reference
-from sani_dist.kernels.problem import LEARN, UNLEARN, Implementation, Projection, Rows, Scores, Teacher, Terms, Wants
+from sani_dist.kernels.problem import (
+    AIM,
+    LEARN,
+    UNLEARN,
+    Implementation,
+    Projection,
+    Rows,
+    Scores,
+    Teacher,
+    Terms,
+    Wants,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +63,8 @@ def masked_cross_entropy(
         vocab_weight: [V, H] output projection.
         targets: [R] token ids, one for each entry of `rows`.
         rows: int64 [R], indices into `hidden`.
-        roles: uint8 [R], 1 = -log p (learn), 2 = -log(1 - p) (unlikelihood); None: all 1.
+        roles: uint8 [R], 1 = -log p (learn), 2 = -log(1 - p) (unlikelihood), 3 = KL(teacher || model) alone, 0 where none is known (aim);
+            None: all 1.
         row_weights: [R] factors; None: all 1.
         normalizer: divides the sum; known before the step, the number of learnable tokens of the global batch.
         bias: [V].
@@ -62,7 +74,7 @@ def masked_cross_entropy(
         floor: probability below which a target is no longer pushed down: unlikelihood becomes max(0, log(1 - floor) - log(1 - p)), which
             has the same slope above the floor and none below.
         teacher: adds to rows of role 1 the divergence KL(teacher || model), over the tokens that it names and all others as one
-            (`taught.py`); not beside `z_loss` and `label_smoothing`.
+            (`taught.py`), and is the loss of those of role 3; unknown for rows of role 2; not beside `z_loss` and `label_smoothing`.
         reduction: "sum" gives a scalar divided by `normalizer`, "none" gives [R], undivided; its backward runs the chunks again, as
             it does in fp16, where a gradient that is scaled only afterwards has left the range of the format.
         impl: "auto" takes "triton" on GPUs and "cpu" on CPUs; "reference" is plain torch, on any device, float64 too.
@@ -92,6 +104,8 @@ def masked_cross_entropy(
     factors = torch.ones(rows.shape, dtype=sums, device=hidden.device) if row_weights is None else row_weights.to(sums)
     if reduction == "sum":
         factors = factors / normalizer
+    if roles is not None and teacher is None:
+        factors = torch.where(roles == AIM, 0.0, factors)
     problem = Rows(rows, targets, roles, factors, teacher)
     terms = Terms(z_loss, label_smoothing, floor)
     settings = (problem, terms, softcap, reduction, _choose(impl, hidden), _bytes(max_bytes, hidden))
@@ -250,8 +264,8 @@ def _check_rows(rows: torch.Tensor, roles: torch.Tensor | None, row_weights: tor
     if roles is not None and roles.dtype != torch.uint8:
         raise ValueError(f"roles must be uint8, not {roles.dtype}")
     looked_at = roles is not None and roles.device.type == "cpu" and roles.numel()
-    if roles is not None and looked_at and not LEARN <= int(roles.min()) <= int(roles.max()) <= UNLEARN:
-        raise ValueError(f"roles must be {LEARN} (learn) or {UNLEARN} (unlikelihood)")
+    if roles is not None and looked_at and not LEARN <= int(roles.min()) <= int(roles.max()) <= AIM:
+        raise ValueError(f"roles must be {LEARN} (learn), {UNLEARN} (unlikelihood) or {AIM} (aim)")
 
 
 def _check_options(normalizer: float | torch.Tensor, z_loss: float, label_smoothing: float, floor: float) -> None:

@@ -7,8 +7,8 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-# Roles of a row: raise the probability of its target, or lower it.
-LEARN, UNLEARN = 1, 2
+# Roles of a row: raise the probability of its target, lower it, or leave it out and draw the row to what a teacher predicts there.
+LEARN, UNLEARN, AIM = 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Teacher:
     """What another model predicted.
 
     ids: int64 [R, k], the likeliest tokens of each row. logprob: [R, k], of these. known: bool [R], of which rows it is known. weight: of
-    the divergence from it, beside the row's loss.
+    the divergence from it, beside the loss of a row of role LEARN; of a row of role AIM the divergence is the loss.
     """
 
     ids: torch.Tensor

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from sani_dist.kernels import masked_cross_entropy, token_scores
-from sani_dist.kernels.problem import LEARN, UNLEARN, Implementation, Rows, Terms
+from sani_dist.kernels import Teacher, masked_cross_entropy, taught, token_scores
+from sani_dist.kernels.problem import AIM, LEARN, UNLEARN, Implementation, Rows, Terms
 
 TRITON = os.environ.get("TRITON_INTERPRET") == "1"
 if TRITON:
@@ -134,6 +134,57 @@ def test_loss_and_gradient_are_no_further_from_float64_than_torch(
     problem: tuple[torch.Tensor, Rows, float | None, Terms],
 ) -> None:
     compare_loss(*problem)
+
+
+@given(
+    count=st.integers(1, 4), vocabulary=st.one_of(st.integers(3, 70), st.sampled_from([500, 1000, 2049])), top=st.integers(1, 2),
+    dtype=st.sampled_from(DTYPES), scale=st.sampled_from([0.0, 1e-3, 1.0, 3.0]), seed=st.integers(0, 10**6),
+    softcap=st.sampled_from([None, 30.0]), weight=st.sampled_from([0.0, 0.5, 3.0]),
+)  # fmt: skip
+@settings(max_examples=120, deadline=None)
+def test_beside_a_teacher_loss_and_gradient_are_those_of_float64(
+    count: int,
+    vocabulary: int,
+    top: int,
+    dtype: torch.dtype,
+    scale: float,
+    seed: int,
+    softcap: float | None,
+    weight: float,
+) -> None:
+    """Rows of every role; those that are unlearnt, and some others, know no teacher. AIM: the divergence alone, whatever the target."""
+    logits, targets = chunk(count, vocabulary, dtype, scale, seed)
+    draw = torch.Generator().manual_seed(seed)
+    named = torch.randn(count, vocabulary, generator=draw).mul(3).log_softmax(dim=1).topk(top, dim=1)
+    roles = torch.randint(LEARN, AIM + 1, (count,), generator=draw, dtype=torch.uint8)
+    known = (torch.rand(count, generator=draw) < 0.8) & (roles != UNLEARN)
+    rows = Rows(
+        torch.arange(count), targets, roles, torch.rand(count, generator=draw), Teacher(named.indices, named.values, known, weight)
+    )  # fmt: skip
+    terms = Terms(0.0, 0.0)
+
+    x = logits.double().requires_grad_()
+    log_q = capped(x, softcap).log_softmax(dim=1)
+    p = named.values.double().exp()
+    left = (1 - p.sum(dim=1)).clamp(min=0)
+    log_left = log_q.scatter(1, named.indices, -torch.inf).logsumexp(dim=1)
+    assume((log_left > -12).all())  # below that it is nothing to sums in fp32
+    divergence = (p * (p.log() - log_q.gather(1, named.indices))).sum(dim=1) + torch.xlogy(left, left) - left * log_left
+    divergence = torch.where(known, divergence, 0.0) * rows.factors
+    own = definition(x, Rows(rows.index, targets, roles, rows.factors), softcap, terms)
+    truth = torch.where(roles == AIM, divergence, own + weight * divergence)
+    (true_gradient,) = torch.autograd.grad(truth.sum(), x)
+
+    gradient = logits.clone()
+    losses = taught.loss_of_rows(implementation, gradient, rows, softcap, terms, True)
+    only_loss = logits.clone()
+    assert torch.equal(taught.loss_of_rows(implementation, only_loss, rows, softcap, terms, False), losses)
+    size = rows.factors * (1 + weight) * (1 + logits.double().abs().amax(dim=1) + math.log(vocabulary))
+    # What is left for the tokens that are not named is known to a few roundings of 1.
+    allowed = (ROUNDING * (1 + left / log_left.detach().exp()) * size).unsqueeze(1)
+    assert ((losses.double() - truth).abs() <= allowed[:, 0]).all()
+    error = (gradient.double() - true_gradient).abs()
+    assert (error <= allowed + 2 * LAST_PLACE[dtype] * true_gradient.abs()).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
