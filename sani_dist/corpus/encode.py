@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from sani_dist.corpus.align import aligner
+from sani_dist.corpus.fold import fold, value_key
 from sani_dist.corpus.rows import IGNORE, LEARN, SENSITIVE
 from sani_dist.corpus.span import Document, Span
 from sani_dist.corpus.tables import StoredSpan
+from sani_dist.corpus.terms import TermMatcher
 from sani_dist.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,12 +32,25 @@ class TokenSpan(NamedTuple):
 
 @dataclass(frozen=True)
 class Encoded:
-    """The tokens of one document: input_ids int32 [tokens], role uint8 [tokens], and where its audited spans are."""
+    """The tokens of one document, or of a piece of it: input_ids int32 [tokens], role uint8 [tokens], and where its audited spans are.
+
+    earlier: int32 [tokens], of a sensitive token the place where its value was last before it, negative where it was not. None: nowhere.
+    """
 
     document: int
     input_ids: np.ndarray
     role: np.ndarray
     spans: tuple[TokenSpan, ...]
+    earlier: np.ndarray | None = None
+
+
+class Tokenised(NamedTuple):
+    """A text as tokens: ids int32, whether each is a special one, and the characters [starts, ends) that each stands for; all [tokens]."""
+
+    ids: np.ndarray
+    special: np.ndarray
+    starts: np.ndarray
+    ends: np.ndarray
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -57,26 +72,44 @@ def encode(
     An audited span that covers no token is left out of `Encoded.spans`. Raises `InputError` for a text with such spans of which the
     tokenizer's offsets are wrong and cannot be mended.
     """
+    needs_offsets = [bool(of_text or of_audit) for of_text, of_audit in zip(sensitive, audited, strict=True)]
+    names = [
+        f"document {d.id}, of {d.split}" if asked else None for d, asked in zip(documents, needs_offsets, strict=True)
+    ]
+    encoded = []
+    for i, (ids, special, starts, ends) in enumerate(tokenise(tokenizer, [d.text for d in documents], names)):
+        document = documents[i]
+        span = span_of(starts, ends, sensitive[i])
+        role = np.where(span >= 0, SENSITIVE, LEARN).astype(np.uint8)
+        role[special] = IGNORE
+        role[:1] = IGNORE
+        spans = (_token_span(stored, starts, ends, special) for stored in audited[i])
+        earlier = _earlier(span, _values_before(document.text, sensitive[i]))
+        encoded.append(Encoded(document.id, ids, role, tuple(span for span in spans if span is not None), earlier))
+    return encoded
+
+
+def tokenise(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], names: Sequence[str | None]) -> list[Tokenised]:
+    """Tokenize texts, special tokens included.
+
+    names: what a message calls each text whose offsets have to be right; None for one of which nobody asks where its tokens came from.
+    Raises `InputError` for a text whose offsets are wrong and cannot be mended.
+    """
     tokens: Tokens = tokenizer(
-        [document.text for document in documents],
+        list(texts),
         return_offsets_mapping=True,
         return_special_tokens_mask=True,
         return_attention_mask=False,
         verbose=False,  # no warning about texts longer than the model's context: they are cut into pieces
     )
-    encoded = []
-    for i, document in enumerate(documents):
+    found = []
+    for i, (text, name) in enumerate(zip(texts, names, strict=True)):
         ids = np.asarray(tokens["input_ids"][i], np.int32)
         special = np.asarray(tokens["special_tokens_mask"][i], bool)
-        starts, ends = _extents(_offsets(tokenizer, document, tokens, i, bool(sensitive[i] or audited[i])), special)
+        starts, ends = _extents(_offsets(tokenizer, text, name, tokens, i), special)
         first = _doubled_start(tokenizer, ids)
-        ids, special, starts, ends = ids[first:], special[first:], starts[first:], ends[first:]
-        role = np.where(_overlaps(starts, ends, sensitive[i]), SENSITIVE, LEARN).astype(np.uint8)
-        role[special] = IGNORE
-        role[:1] = IGNORE
-        spans = (_token_span(stored, starts, ends, special) for stored in audited[i])
-        encoded.append(Encoded(document.id, ids, role, tuple(span for span in spans if span is not None)))
-    return encoded
+        found.append(Tokenised(ids[first:], special[first:], starts[first:], ends[first:]))
+    return found
 
 
 def pieces(encoded: Encoded, row_length: int) -> list[Encoded]:
@@ -102,22 +135,21 @@ def pieces(encoded: Encoded, row_length: int) -> list[Encoded]:
             for span in encoded.spans
             if max(scored, 1) <= span.first and span.end <= cut
         )
-        cut_pieces.append(Encoded(encoded.document, encoded.input_ids[start:cut], role, spans))
+        earlier = None if encoded.earlier is None else encoded.earlier[start:cut] - start
+        cut_pieces.append(Encoded(encoded.document, encoded.input_ids[start:cut], role, spans, earlier))
         scored = cut
     return cut_pieces
 
 
-def _offsets(tokenizer: PreTrainedTokenizerBase, document: Document, tokens: Tokens, i: int, asked: bool) -> np.ndarray:
-    """Where the tokens of a document came from, int64 [tokens, 2]; verified if it is `asked` which of them are of a span."""
+def _offsets(tokenizer: PreTrainedTokenizerBase, text: str, name: str | None, tokens: Tokens, i: int) -> np.ndarray:
+    """Where the tokens of text `i` of a batch came from, int64 [tokens, 2]; verified if the text has a name."""
     offsets = tokens["offset_mapping"][i]
-    if not asked:
+    if name is None:
         return np.asarray(offsets, np.int64).reshape(-1, 2)
     try:
-        return aligner(tokenizer).offsets(
-            document.text, tokens["input_ids"][i], offsets, tokens["special_tokens_mask"][i]
-        )
+        return aligner(tokenizer).offsets(text, tokens["input_ids"][i], offsets, tokens["special_tokens_mask"][i])
     except InputError as error:
-        raise InputError(f"document {document.id}, of {document.split}: {error}") from None
+        raise InputError(f"{name}: {error}") from None
 
 
 def _extents(offsets: np.ndarray, special: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -132,14 +164,39 @@ def _extents(offsets: np.ndarray, special: np.ndarray) -> tuple[np.ndarray, np.n
     return np.minimum(starts, reached), ends
 
 
-def _overlaps(starts: np.ndarray, ends: np.ndarray, spans: Sequence[Span]) -> np.ndarray:
-    """Whether each token overlaps one of the spans, which are disjoint and in order: bool [tokens]."""
+def span_of(starts: np.ndarray, ends: np.ndarray, spans: Sequence[Span]) -> np.ndarray:
+    """The first span that each token overlaps, -1 where it overlaps none; they are disjoint and in order: int64 [tokens]."""
     if not spans:
-        return np.zeros(len(starts), bool)
+        return np.full(len(starts), -1)
     span_starts = np.array([span.start for span in spans])
     span_ends = np.array([span.end for span in spans])
     candidate = np.searchsorted(span_ends, starts, side="right")  # the first span that ends after the token starts
-    return (candidate < len(spans)) & (span_starts[np.minimum(candidate, len(spans) - 1)] < ends)
+    overlaps = (candidate < len(spans)) & (span_starts[np.minimum(candidate, len(spans) - 1)] < ends)
+    return np.where(overlaps, candidate, -1)
+
+
+def _values_before(text: str, spans: Sequence[Span]) -> list[int]:
+    """For each span the last one before it that has its value, whole or as a part, such as the surname of a full name; -1: none.
+
+    Only spans are looked at: a value that is sensitive once is so wherever it stands.
+    """
+    keys = [value_key(text[span.start : span.end]) for span in spans]
+    matcher = TermMatcher((key, key) for key in keys)
+    last: dict[str, int] = {}  # of each value the last span that has it so far
+    before = []
+    for number, (span, key) in enumerate(zip(spans, keys, strict=True)):
+        before.append(last.get(key, -1))
+        last.update((found, number) for _, _, found in matcher.find(fold(text[span.start : span.end])))
+    return before
+
+
+def _earlier(span: np.ndarray, before: Sequence[int]) -> np.ndarray:
+    """From the span of each token, and for each span the one before it: where that begins, -1 where there is none. int32 [tokens]."""
+    first = np.full(len(before) + 1, -1)  # of each span its first token; the last is for tokens of no span
+    places = np.flatnonzero(span >= 0)[::-1]
+    first[span[places]] = places
+    found: np.ndarray = first[np.array([*before, -1])[span]].astype(np.int32)
+    return found
 
 
 def _token_span(stored: StoredSpan, starts: np.ndarray, ends: np.ndarray, special: np.ndarray) -> TokenSpan | None:

@@ -51,8 +51,8 @@ def write_rows(path: Path, rows: Iterable[list[Encoded]], row_length: int, paddi
     """Write rows to an Arrow file that `PackedRows` maps into memory, and pass each on, in the order of the file.
 
     Columns: input_ids int32 [row_length], role uint8 [row_length], document int64 [row_length], position int32
-        [row_length]; learnable and sensitive int32, the targets of these roles. `padding` is the token id that fills a
-        row up.
+        [row_length], repeated uint8 [row_length], whether a sensitive token's value stands before it in the row; learnable and sensitive
+        int32, the targets of these roles. `padding` is the token id that fills a row up.
     """
     schema = pa.schema(
         [
@@ -60,6 +60,7 @@ def write_rows(path: Path, rows: Iterable[list[Encoded]], row_length: int, paddi
             ("role", pa.list_(pa.uint8(), row_length)),
             ("document", pa.list_(pa.int64(), row_length)),
             ("position", pa.list_(pa.int32(), row_length)),
+            ("repeated", pa.list_(pa.uint8(), row_length)),
             ("learnable", pa.int32()),
             ("sensitive", pa.int32()),
         ]
@@ -82,6 +83,7 @@ def _record_batch(rows: Sequence[list[Encoded]], row_length: int, padding: int, 
     role = np.zeros(shape, np.uint8)
     document = np.full(shape, NO_DOCUMENT, np.int64)
     position = np.zeros(shape, np.int32)
+    repeated = np.zeros(shape, np.uint8)
     for i, row in enumerate(rows):
         start = 0
         for piece in row:
@@ -90,8 +92,10 @@ def _record_batch(rows: Sequence[list[Encoded]], row_length: int, padding: int, 
             role[i, start:end] = piece.role
             document[i, start:end] = piece.document
             position[i, start:end] = np.arange(end - start)
+            if piece.earlier is not None:
+                repeated[i, start:end] = (piece.role == SENSITIVE) & (piece.earlier >= 0)
             start = end
-    columns = [_fixed_lists(values, row_length) for values in (input_ids, role, document, position)]
+    columns = [_fixed_lists(values, row_length) for values in (input_ids, role, document, position, repeated)]
     # The first token of a row is nobody's target; its role is IGNORE already.
     counts = [pa.array((role == wanted).sum(axis=1).astype(np.int32)) for wanted in (LEARN, SENSITIVE)]
     return pa.RecordBatch.from_arrays([*columns, *counts], schema=schema)

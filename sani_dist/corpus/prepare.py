@@ -151,7 +151,7 @@ class _Encode:
     def _surrogates(self) -> Surrogates:
         locale = self.repair.objectives.surrogate
         assert locale is not None  # or there would be no such part
-        return Surrogates(locale, self.repair.seed, _values_of_the_corpus(self.corpus, self.key))
+        return Surrogates(locale, self.repair.seed, values_of_the_corpus(self.corpus, self.key))
 
     def __call__(self, number: int) -> _Batch:
         for part in self.parts:
@@ -240,7 +240,7 @@ def _summary(split: Split, counts: Counter[str]) -> dict[str, Any]:
     return summary
 
 
-def _values_of_the_corpus(corpus: Path, key: bytes) -> Callable[[str], bool]:
+def values_of_the_corpus(corpus: Path, key: bytes) -> Callable[[str], bool]:
     """Whether a value is one of those found or labelled, of whatever kind and in whatever split. Holds their hashes, 8 bytes each."""
     kinds, hashes = set[str](), list[np.ndarray]()
     for _, path in _tables(corpus):

@@ -14,10 +14,14 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import pyarrow as pa
 
+from sani_dist.errors import InputError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 IGNORE, LEARN, SENSITIVE = 0, 1, 2
+# Of rows in which the first occurrences of sensitive values are told from later ones (`PackedRows.aimed`): the former.
+AIM = 3
 # The document of padding.
 NO_DOCUMENT = -1
 
@@ -61,7 +65,8 @@ class PackedRows:
         self.sensitive = _joined(table, "sensitive")
         self._columns = {
             name: [chunk.flatten().to_numpy().reshape(-1, self.row_length) for chunk in table.column(name).chunks]
-            for name in ("input_ids", "role", "document", "position")
+            for name in ("input_ids", "role", "document", "position", "repeated")
+            if name in table.schema.names
         }
         # First row of each chunk, to find a row's chunk by bisection.
         sizes = [len(chunk) for chunk in self._columns["input_ids"]]
@@ -69,6 +74,7 @@ class PackedRows:
         # Of `of_documents`: the rows that are left, and the documents whose tokens are targets. None: all.
         self._rows: np.ndarray | None = None
         self._documents: np.ndarray | None = None
+        self._aimed = False
 
     def __len__(self) -> int:
         return int(self._first[-1]) if self._rows is None else len(self._rows)
@@ -85,6 +91,22 @@ class PackedRows:
         left.learnable, left.sensitive = learnable[left._rows], sensitive[left._rows]
         return left
 
+    def aimed(self) -> PackedRows:
+        """The same rows with sensitive tokens in two roles: AIM where a value stands first in its row, IGNORE where it stands again, as a
+        copy of what is before it. `sensitive` counts the former. Of all documents.
+
+        Raises InputError for rows of an earlier version, which do not tell.
+        """
+        assert self._documents is None
+        if "repeated" not in self._columns:
+            raise InputError("the run's text was prepared by an earlier version; start a new run")
+        told = copy.copy(self)
+        told._aimed = True
+        first = (self._columns["repeated"], self._columns["role"])
+        counts = [((role == SENSITIVE) & (again == 0)).sum(axis=1) for again, role in zip(*first, strict=True)]
+        told.sensitive = np.concatenate([np.empty(0, np.int64), *counts]).astype(np.int64)
+        return told
+
     def batch(self, indices: Sequence[int]) -> Batch:
         """Return the rows at `indices`, in that order. Raises `IndexError` for a row that is not there."""
         for index in indices:
@@ -97,6 +119,10 @@ class PackedRows:
             import torch
 
             role[~torch.isin(document, torch.from_numpy(self._documents))] = IGNORE
+        if self._aimed:
+            sensitive, repeated = role == SENSITIVE, self._gather("repeated", indices) > 0
+            role[sensitive] = AIM
+            role[sensitive & repeated] = IGNORE
         return Batch(
             self._gather("input_ids", indices).long(), role, document, self._gather("position", indices).long()
         )

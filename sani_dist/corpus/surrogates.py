@@ -17,6 +17,8 @@ from sani_dist.corpus.fold import value_key
 from sani_dist.corpus.formats import alternatives, is_structured
 from sani_dist.corpus.span import Document, Span
 
+# Of names and addresses where the settings name no locale.
+DEFAULT_LOCALE = "en_US"
 # A value that so many draws do not replace has no generator worth the name.
 DRAWS = 20
 
@@ -45,21 +47,24 @@ class Surrogates:
 
         `counts` is added to, by kind: ("replaced", kind), and ("kept", kind) for what nothing could be made for.
         """
-        values = {span: document.text[span.start : span.end] for span in spans}
-        made = self._of_document(set(zip((s.kind for s in spans), values.values(), strict=True)), document.id, epoch)
         text, done = "", 0
         stayed = []
-        for span in spans:
+        for span, surrogate in zip(spans, self.of(document, spans, epoch), strict=True):
             text += document.text[done : span.start]
-            surrogate = made[span.kind, values[span]]
             if surrogate is None:
                 stayed.append(
                     Span(len(text), len(text) + span.end - span.start, span.kind, span.sensitivity, span.detector)
                 )
             counts["kept" if surrogate is None else "replaced", span.kind] += 1
-            text += values[span] if surrogate is None else surrogate
+            text += document.text[span.start : span.end] if surrogate is None else surrogate
             done = span.end
         return Document(document.id, document.subject, text + document.text[done:], document.split), stayed
+
+    def of(self, document: Document, spans: Sequence[Span], epoch: int) -> list[str | None]:
+        """The surrogate of each span, None where there is none."""
+        found = [(span.kind, document.text[span.start : span.end]) for span in spans]
+        made = self._of_document(set(found), document.id, epoch)
+        return [made[value] for value in found]
 
     def _of_document(
         self, values: Collection[tuple[str, str]], document: int, epoch: int

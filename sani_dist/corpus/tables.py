@@ -156,6 +156,15 @@ class DocumentReader:
         columns = (table[name].to_pylist() for name in ("id", "subject", "text", "split"))
         return list(map(Document, *columns, _labels(table["labelled"].combine_chunks())))
 
+    def of(self, documents: Sequence[int]) -> list[Document]:
+        """The documents of these ids, in their order."""
+        found: dict[int, Document] = {}
+        column = DOCUMENTS.get_field_index("id")
+        last = [self._file.metadata.row_group(g).column(column).statistics.max for g in range(len(self))]
+        for group in sorted({bisect_left(last, document) for document in documents}):
+            found.update((document.id, document) for document in self[group])
+        return [found[document] for document in documents]
+
     def __reduce__(self) -> tuple[type[DocumentReader], tuple[Path]]:
         return DocumentReader, (self._path,)
 
