@@ -1,4 +1,4 @@
-"""Fixtures that many tests share: built once a session, never written to by a test."""
+"""Fixtures that many tests share: built once for all processes of a test run, never written to by a test."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import json
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 
 import pytest
 import yaml
+from filelock import FileLock
 from transformers import PreTrainedTokenizerFast
 
 import sani_dist
@@ -29,6 +31,29 @@ from sani_dist.run import Run
 
 from . import tiny
 
+# A name, and what fills the empty folder of that name.
+Shared = Callable[[str, Callable[[Path], object]], Path]
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
+    """Make a folder once, also where pytest-xdist runs tests in several processes: the others wait, and take it."""
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    root.mkdir(exist_ok=True)
+
+    def make(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, done = root / name, root / f"{name}.done"
+        with FileLock(root / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a process that failed to fill it
+                folder.mkdir()
+                fill(folder)
+                done.touch()
+        return folder
+
+    return make
+
 
 @pytest.fixture(scope="session")
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -36,39 +61,41 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture(scope="session")
-def llama_folder(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def llama_folder(tiny_tokenizer: PreTrainedTokenizerFast, shared: Shared) -> Path:
     """fp32, one safetensors file."""
-    return tiny.save(tiny.llama(len(tiny_tokenizer)), tiny_tokenizer, tmp_path_factory.mktemp("llama"))
+    return shared("llama", lambda folder: tiny.save(tiny.llama(len(tiny_tokenizer)), tiny_tokenizer, folder))
 
 
 @pytest.fixture(scope="session")
-def gpt2_folder(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def gpt2_folder(tiny_tokenizer: PreTrainedTokenizerFast, shared: Shared) -> Path:
     """fp32, tied embeddings, in several files with an index."""
-    folder = tmp_path_factory.mktemp("gpt2")
-    return tiny.save(tiny.gpt2(len(tiny_tokenizer)), tiny_tokenizer, folder, max_shard_size="40KB")
+
+    def fill(folder: Path) -> None:
+        tiny.save(tiny.gpt2(len(tiny_tokenizer)), tiny_tokenizer, folder, max_shard_size="40KB")
+
+    return shared("gpt2", fill)
 
 
 @pytest.fixture(scope="session")
-def smollm2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def smollm2_folder(shared: Shared) -> Path:
     """SmolLM2-135M-Instruct, bf16."""
-    folder = tmp_path_factory.mktemp("smollm2")
-    write_base_model(folder)
-    return folder
+    return shared("smollm2", write_base_model)
 
 
 @pytest.fixture(scope="session")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    return tiny.write_corpus(tmp_path_factory.mktemp("corpus"))
+def corpus(shared: Shared) -> dict[str, str]:
+    """Name -> path, as `tiny.write_corpus` has them."""
+    return {path.stem: str(path) for path in sorted(shared("corpus", tiny.write_corpus).glob("*.jsonl"))}
 
 
 @pytest.fixture(scope="session")
-def threshold_0(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def threshold_0(shared: Shared) -> Path:
     """The default DeepSpeed settings, but nothing stays gathered: at the default, tiny parameters are all persistent."""
     document = json.loads((Path(__file__).parents[1] / "ds_configs" / "zero3.json").read_text())
     document["zero_optimization"]["stage3_param_persistence_threshold"] = 0
-    path = tmp_path_factory.mktemp("ds") / "threshold_0.json"
-    path.write_text(json.dumps(document))
-    return path
+    return (
+        shared("ds", lambda folder: (folder / "threshold_0.json").write_text(json.dumps(document))) / "threshold_0.json"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -84,9 +111,9 @@ def make_config(llama_folder: Path, corpus: dict[str, str], threshold_0: Path) -
 
 
 @pytest.fixture(scope="session")
-def finished_run(make_config: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> Run:
+def finished_run(make_config: Callable[..., Config], shared: Shared) -> Run:
     """A whole run on two ranks, in bf16: audit, attribution, erase, repair, audit, export."""
-    return sani_dist.sanitize(make_config(), tmp_path_factory.mktemp("runs") / "finished")
+    return Run.open(shared("finished", lambda folder: sani_dist.sanitize(make_config(), folder)))
 
 
 @pytest.fixture
