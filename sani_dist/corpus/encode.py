@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -83,9 +84,9 @@ def encode(
         role = np.where(span >= 0, SENSITIVE, LEARN).astype(np.uint8)
         role[special] = IGNORE
         role[:1] = IGNORE
-        spans = (_token_span(stored, starts, ends, special) for stored in audited[i])
+        spans = _token_spans(audited[i], starts, ends, special) if audited[i] else ()
         earlier = _earlier(span, _values_before(document.text, sensitive[i]))
-        encoded.append(Encoded(document.id, ids, role, tuple(span for span in spans if span is not None), earlier))
+        encoded.append(Encoded(document.id, ids, role, tuple(spans), earlier))
     return encoded
 
 
@@ -122,17 +123,20 @@ def pieces(encoded: Encoded, row_length: int) -> list[Encoded]:
     context = row_length // 4
     size = len(encoded.input_ids)
     cut_pieces = []
+    firsts = [span.first for span in encoded.spans]
+    ordered = firsts == sorted(firsts)
     scored = 0  # tokens before this one are targets of the pieces so far
     while scored < size:
         start = max(0, scored - context)
         cut = min(size, start + row_length)
+        near = encoded.spans[bisect_left(firsts, scored) : bisect_left(firsts, cut)] if ordered else encoded.spans
         if cut < size:
-            cut = _cut_before_spans(encoded.spans, scored, cut)
+            cut = _cut_before_spans(near, scored, cut)
         role = encoded.role[start:cut].copy()
         role[: scored - start] = IGNORE
         spans = tuple(
             TokenSpan(span.stored, span.first - start, span.end - start)
-            for span in encoded.spans
+            for span in near
             if max(scored, 1) <= span.first and span.end <= cut
         )
         earlier = None if encoded.earlier is None else encoded.earlier[start:cut] - start
@@ -199,9 +203,20 @@ def _earlier(span: np.ndarray, before: Sequence[int]) -> np.ndarray:
     return found
 
 
-def _token_span(stored: StoredSpan, starts: np.ndarray, ends: np.ndarray, special: np.ndarray) -> TokenSpan | None:
-    covered = np.flatnonzero((starts < stored.span.end) & (ends > stored.span.start) & ~special)
-    return TokenSpan(stored, int(covered[0]), int(covered[-1]) + 1) if len(covered) else None
+def _token_spans(
+    audited: Sequence[StoredSpan], starts: np.ndarray, ends: np.ndarray, special: np.ndarray
+) -> Iterator[TokenSpan]:
+    """From the first token that overlaps each span to the last; a span without a token is left out."""
+    tokens = np.flatnonzero(~special)
+    starts, ends = starts[tokens], ends[tokens]
+    # In order, so that of many spans none looks at all tokens: the first token that reaches so far, and the last that begins before.
+    reached, begins = np.maximum.accumulate(ends), np.minimum.accumulate(starts[::-1])[::-1]
+    firsts = np.searchsorted(reached, [stored.span.start for stored in audited], side="right").tolist()
+    lasts = np.searchsorted(begins, [stored.span.end for stored in audited], side="left").tolist()
+    for stored, first, end in zip(audited, firsts, lasts, strict=True):
+        covered = first + np.flatnonzero((starts[first:end] < stored.span.end) & (ends[first:end] > stored.span.start))
+        if len(covered):
+            yield TokenSpan(stored, int(tokens[covered[0]]), int(tokens[covered[-1]]) + 1)
 
 
 def _cut_before_spans(spans: Sequence[TokenSpan], scored: int, cut: int) -> int:

@@ -9,11 +9,13 @@ document with Susan Brown or Dr. Brown; alone in one, where others write brown, 
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from sani_dist.config import Pattern, PresidioDetector
+from sani_dist.corpus.closure import merge
 from sani_dist.corpus.span import Document, Span, trimmed
 from sani_dist.errors import InputError
 
@@ -155,16 +157,15 @@ def _matches(patterns: list[tuple[Pattern, re.Pattern[str]]], text: str) -> Iter
 
 def _prefer_patterns(text: str, findings: list[Span], hits: list[Span]) -> list[Span]:
     """Return the pattern hits, and of Presidio's findings what lies outside: a name before a number stays found."""
-    spans = list(hits)
+    spans, taken = list(hits), merge(hits)
     for finding in findings:
-        rest = [(finding.start, finding.end)]
-        for hit in hits:
-            rest = [
-                part
-                for start, end in rest
-                for part in ((start, min(end, hit.start)), (max(start, hit.end), end))
-                if part[0] < part[1]
-            ]
+        rest, start = [], finding.start
+        first = bisect_right(taken, finding.start, key=lambda hit: hit.end)
+        last = bisect_left(taken, finding.end, key=lambda hit: hit.start)
+        for hit in taken[first:last]:
+            rest.append((start, hit.start))
+            start = hit.end
+        rest.append((start, finding.end))
         for start, end in rest:
             start, end = trimmed(text, start, end)
             if any(character.isalnum() for character in text[start:end]):

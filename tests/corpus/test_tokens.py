@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from sani_dist.corpus.encode import Encoded, TokenSpan, check_tokenizer, encode, pieces
+from sani_dist.corpus.encode import Encoded, TokenSpan, _token_spans, check_tokenizer, encode, pieces
 from sani_dist.corpus.pack import pack, write_rows
 from sani_dist.corpus.rows import IGNORE, LEARN, SENSITIVE, Batch, PackedRows, empty_batch, targets
 from sani_dist.corpus.span import Document, Span, trimmed
@@ -74,6 +74,32 @@ def test_leading_space_and_emoji():
     assert (result.role == SENSITIVE).nonzero()[0].tolist() == list(range(span.first, span.end))
 
 
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4), st.booleans()), max_size=12),
+    st.lists(st.tuples(st.integers(0, 30), st.integers(1, 9)), max_size=6),
+)
+def test_the_tokens_of_many_spans_are_those_of_each(tokens, ranges):
+    starts, ends, at = [], [], 0
+    for back, size, _ in tokens:
+        starts.append(max(0, at - back))
+        at += size
+        ends.append(at)
+    special = np.array([hidden for *_, hidden in tokens], bool)
+    audited = [
+        StoredSpan(i, 0, Span(start, start + size, "A", "direct", "x"), "00") for i, (start, size) in enumerate(ranges)
+    ]
+    expected = []
+    for stored in audited:
+        covered = [
+            i
+            for i, (start, end) in enumerate(zip(starts, ends, strict=True))
+            if start < stored.span.end and end > stored.span.start and not special[i]
+        ]
+        if covered:
+            expected.append(TokenSpan(stored, covered[0], covered[-1] + 1))
+    assert list(_token_spans(audited, np.array(starts, np.int64), np.array(ends, np.int64), special)) == expected
+
+
 def test_slow_tokenizers_are_refused():
     class Slow:
         is_fast = False
@@ -99,6 +125,7 @@ def test_pieces_score_each_target_once_and_keep_spans_whole(size, row_length, da
     assert all(s.first >= 1 for p in cut for s in p.spans)
 
 
+@settings(deadline=None)  # the first call imports torch
 @given(st.lists(st.integers(1, 60), max_size=80), st.integers(1, 6))
 def test_packing_keeps_every_token_once(tmp_path_factory, sizes, open_rows):
     row_length = 16
