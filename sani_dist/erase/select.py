@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
+from transformers import PreTrainedModel
 
 from sani_dist.config import EraseSettings
 from sani_dist.corpus.rows import LEARN, SENSITIVE, Batch, Rows, targets
+from sani_dist.engine.blocks import blocks_of
 from sani_dist.engine.map_rows import map_rows
 from sani_dist.engine.zero3 import Engine
 from sani_dist.erase.plan import Memory, Plan, Unit
@@ -135,12 +140,38 @@ def flows(
     engine: Engine, batch: Batch, compute: Callable[..., torch.Tensor], groups: Sequence[Units]
 ) -> Iterator[tuple[int, Seen, torch.Tensor]]:
     """(number of a group, a part of it, activation x d `compute` / d activation [..., units x width] in fp32) of what is seen."""
-    with watched(groups) as seen:
+    with watched(groups) as seen, graph_from(engine.model, min(group.layer for group in groups)):
         loss = engine.forward(batch.input_ids, batch.position, compute)
         parts = [(number, part) for number, found in enumerate(seen) for part in found]
         slopes = torch.autograd.grad(loss, [part.activations for _, part in parts])
     for (number, part), slope in zip(parts, slopes, strict=True):
         yield number, part, part.activations.detach().float() * slope.float()
+
+
+@contextmanager
+def graph_from(model: PreTrainedModel, layer: int) -> Iterator[None]:
+    """While it lasts, a forward pass keeps what backward needs from block `layer` on, and nothing of the blocks below."""
+    blocks, hooks = blocks_of(model), []
+    if layer:
+        # Before all other hooks, so that those of ZeRO-3 see a block as it runs.
+        for block, hook in ((blocks[0], _keep_nothing), (blocks[layer], _keep_from_here)):
+            hooks.append(block.register_forward_pre_hook(hook, with_kwargs=True, prepend=True))
+    try:
+        yield
+    finally:
+        for handle in hooks:
+            handle.remove()
+        torch.set_grad_enabled(True)
+
+
+def _keep_nothing(*_: object) -> None:
+    torch.set_grad_enabled(False)
+
+
+def _keep_from_here(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    torch.set_grad_enabled(True)
+    # Where weights are frozen, as those of an adapter's base, slopes begin at what enters.
+    (args[0] if args else kwargs["hidden_states"]).requires_grad_()
 
 
 def _from(report: Report, before: int, total: int, done: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,10 +11,11 @@ import pandas as pd
 import pytest
 import torch
 
+from sani_dist.capacity.model import SavedBytes
 from sani_dist.corpus.kinds import KindRows
-from sani_dist.corpus.rows import LEARN, SENSITIVE, PackedRows
+from sani_dist.corpus.rows import LEARN, SENSITIVE, PackedRows, targets
 from sani_dist.engine.zero3 import CausalModel
-from sani_dist.erase.select import attribution
+from sani_dist.erase.select import attribution, flows, summed_loss
 from sani_dist.erase.structure import last_units
 
 from .. import tiny
@@ -74,3 +76,25 @@ def test_further_down_some_flows_through_earlier_tokens(engine: Any, by_kind: Ki
     assert float(found.roles[0].sum()) < 0.999 * float(found.units[0].sum())
     general = PackedRows(tokens / "general_train.arrow")
     assert flow(engine, general, [LEARN], 1, "mlp").tokens == [int(general.learnable.sum())]
+
+
+def test_backward_keeps_nothing_below_the_first_chosen_block(llama_folder: Path, tokens: Path) -> None:
+    """The flows are the same, bit for bit; what autograd holds for them is that of the last of three blocks, and of the head."""
+    model = plain.load(llama_folder)
+    engine: Any = SimpleNamespace(model=model, forward=CausalModel(model), device=torch.device("cpu"))
+    rows = PackedRows(tokens / "repair.arrow")
+    batch = rows.batch([0])
+    index, target, _, _ = targets(batch, (SENSITIVE,))
+
+    def of_last_block(groups: Any) -> tuple[int, list[torch.Tensor]]:
+        saved = SavedBytes(model)
+        with saved:
+            found = [flow for *_, flow in flows(engine, batch, partial(summed_loss, index, target), groups)]
+        return saved.bytes, found
+
+    last, both = last_units(model, 1, "mlp"), last_units(model, 3, "mlp")
+    kept, (flow,) = of_last_block(last)
+    all_kept, of_all = of_last_block(both)
+    assert torch.equal(flow, of_all[-1])
+    assert kept < 0.6 * all_kept
+    assert torch.is_grad_enabled()
