@@ -2,8 +2,8 @@
 
 P parameters over W ranks; b bytes of a weight. Each rank owns S = sum of ceil(numel / W) elements of every kind.
 
-    weights b S, gradients b S, masters and two moments 12 S (in fp32 too, where DeepSpeed means to save the masters and does not)
-    at the step, gradients of one sub-group once more, in b and in 4 bytes
+    weights b S, gradients 4 S, masters and two moments 12 S (in fp32 too, where DeepSpeed means to save the masters and does not)
+    at the step, gradients of one sub-group once more
     gathered: at most `stage3_max_live_parameters` and what is fetched ahead; hpZ keeps P / group more
 
 What was allocated on two real ranks: tests/distributed/test_capacity.py. Times were compared with nothing: no GPU was there.
@@ -24,7 +24,7 @@ from sani_dist.capacity.hardware import Gpu
 from sani_dist.capacity.model import ModelShape
 from sani_dist.kernels.masked_ce import GPU_MAX_BYTES
 
-STATE_BYTES = 12
+STATE_BYTES, GRADIENT_BYTES = 12, 4
 # Of a GPU's memory, what is left beside CUDA itself, NCCL and fragmentation; of a host's, beside all else that runs there.
 USABLE, USABLE_HOST = 0.92, 0.9
 # Shares of the peaks that training reaches: matrix products, and links.
@@ -90,17 +90,18 @@ def memory(shape: ModelShape, zero: DeepSpeedZeroConfig, ranks: int) -> tuple[di
 
     device = {
         "weights": size * owned if weights == "none" else 0,
-        "gradients": size * owned if states == "none" else 0,
+        "gradients": GRADIENT_BYTES * owned if states == "none" else 0,
         "masters and moments": STATE_BYTES * owned if states == "none" else 0,
         "gathered weights": size * live + (size * math.ceil(total / group) if group > 1 else 0),
         # The larger of two moments: whole gradients on their way to their owners, or the step of a sub-group.
-        "buffers": size * zero.reduce_bucket_size + max(size * largest, (size + 4) * step if states == "none" else 0),
+        "buffers": size * zero.reduce_bucket_size
+        + max(size * largest, GRADIENT_BYTES * step if states == "none" else 0),
         "activations": shape.activations,
         "logits": size * rows * shape.vocabulary + projection * (size if rows == shape.tokens else size + 4),
     }
     host = {
         "weights": size * owned if weights != "none" else 0,
-        "gradients": size * owned if states != "none" else 0,
+        "gradients": GRADIENT_BYTES * owned if states != "none" else 0,
         "masters and moments": STATE_BYTES * owned if states == "cpu" else 0,
         "buffers": 0
         if states == "none"
@@ -127,7 +128,7 @@ def seconds(shape: ModelShape, zero: DeepSpeedZeroConfig, job: Job) -> tuple[flo
     if _device(zero.offload_param) != "none":
         moved += batches * 2 * size * owned / (LINK_SHARE * gpu.host_link)
     if _device(zero.offload_optimizer) != "none":
-        moved += batches * size * owned / (LINK_SHARE * gpu.host_link)
+        moved += batches * GRADIENT_BYTES * owned / (LINK_SHARE * gpu.host_link)
         moved += OPTIMIZER_BYTES * owned * min(job.gpus, gpu.per_node) / (LINK_SHARE * HOST_BYTES_PER_SECOND)
     return max(computing, talking) + moved, computing + talking + moved
 

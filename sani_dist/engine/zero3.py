@@ -81,6 +81,8 @@ def read_ds_config(path: Path | None, dtype: torch.dtype) -> dict[str, Any]:
     # torch's fused AdamW on CPU tensors is as fast as DeepSpeed's, needs no compiler, and is the same with and without offload.
     config["zero_force_ds_cpu_optimizer"] = False
     config["bf16"] = {"enabled": dtype == torch.bfloat16}
+    # DeepSpeed would add up micro-batches in the precision of the model: in bfloat16, whose 8 bits the sum of a few dozen outgrows.
+    config.setdefault("data_types", {}).setdefault("grad_accum_dtype", "fp32")
     config["train_micro_batch_size_per_gpu"] = 1
     config.setdefault("steps_per_print", 10**9)
     return config

@@ -5,8 +5,7 @@
            / number of learnable tokens in the global batch
 
 the brackets only for the objectives `unlikelihood` (Welleck et al., arXiv 1908.04319) and `kl`; whatever the split over ranks and
-accumulation steps: DeepSpeed averages over ranks and divides by the accumulation steps, so each micro-batch's loss is
-multiplied by both.
+accumulation steps: DeepSpeed averages over ranks, so each micro-batch's loss is multiplied by their number.
 """
 
 from __future__ import annotations
@@ -100,14 +99,15 @@ def train(
             inputs = batch.input_ids if states is None else states.of(places, settings.micro_rows)
             _seed_dropout(settings.seed, state.step, number)
             index, target, role, _ = targets(batch, roles=roles)
-            normalizer = max(1, learnable) / (distributed.world_size() * engine.accumulation)
+            normalizer = max(1, learnable) / distributed.world_size()
             teacher = None
             if taught is not None:
                 teacher = taught.of(places, batch.input_ids.shape[1], index, role, objectives.kl)
             compute = partial(_loss, index, target, role, objectives, teacher, normalizer)
             scaled = engine.ds(inputs.to(engine.device), batch.position.to(engine.device), compute)
-            loss += scaled.detach().double() / (distributed.world_size() * engine.accumulation)
-            engine.ds.backward(scaled)
+            loss += scaled.detach().double() / distributed.world_size()
+            # Its own division by the steps of accumulation would be rounded to the precision of the model.
+            engine.ds.backward(scaled, scale_wrt_gas=False)
             if engine.ds.is_gradient_accumulation_boundary():
                 _refuse("the loss", not math.isfinite(float(loss)), state)
             engine.ds.step()
