@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import io
+import os
 import stat
 import zlib
 from collections.abc import Iterable, Iterator
@@ -24,12 +25,12 @@ _MARKS = (
 )
 
 
-def kind_of(path: Path) -> str:
+def kind_of(name: str) -> str:
     """The suffix that says what is in a file, in lower case and without that of a compression: `.csv` for `A.CSV.gz`."""
-    name = path.name.lower()
+    name = name.lower()
     for compression in COMPRESSIONS:
         name = name.removesuffix(compression)
-    return Path(name).suffix
+    return os.path.splitext(name)[1]
 
 
 def check_regular(path: Path, where: str) -> None:

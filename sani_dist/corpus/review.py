@@ -66,14 +66,14 @@ def check_tool(tool: str) -> None:
 
 def is_review(spans: str | None) -> bool:
     """Whether `corpus.spans` names corrected findings, not a column: it ends as a file does, or has a slash in it."""
-    return spans is not None and ("/" in spans or kind_of(Path(spans)) in KINDS)
+    return spans is not None and ("/" in spans or kind_of(spans) in KINDS)
 
 
 def read_review(spans: str | None) -> Review | None:
     """The corrected findings that `corpus.spans` names; None if it names a column."""
     if spans is None or not is_review(spans):
         return None
-    return ReviewTable(Path(spans)) if kind_of(Path(spans)) == ".csv" else ReviewedTexts(spans)
+    return ReviewTable(Path(spans)) if kind_of(spans) == ".csv" else ReviewedTexts(spans)
 
 
 class ReviewTable:

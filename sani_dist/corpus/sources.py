@@ -92,7 +92,7 @@ def shown(source: str) -> str:
 
 
 def _kind(path: Path, where: str) -> str:
-    kind = KINDS.get(kind_of(path))
+    kind = KINDS.get(kind_of(path.name))
     if kind is None or (kind == "parquet" and path.suffix.lower() in COMPRESSIONS):
         raise InputError(f"{where}: unknown kind of file; expected {_EXPECTED}, or a folder")
     return kind
@@ -103,32 +103,33 @@ def _folder(folder: Path, where: str) -> Source:
     found: dict[str, list[Path]] = {}
     annotations: dict[Path, Path] = {}
     for entry in _entries(folder, ignored):
-        path = Path(entry.path)
-        kind = KINDS.get(kind_of(path))
+        kind = KINDS.get(suffix := kind_of(entry.name))
         if entry.name.startswith("."):
             ignored["hidden"] += 1
         elif not entry.is_file():
             ignored["links to folders or nothing, pipes or devices"] += 1
         elif _PAPER.fullmatch(entry.name.partition(".")[0]):
             ignored["licences, readmes or checksums"] += 1
-        elif kind_of(path) == ".ann":
+        elif suffix == ".ann":
+            path = Path(entry.path)
             annotations[_unpacked(path).with_suffix("")] = path
         elif kind is None:
             ignored["of other kinds"] += 1
         else:
-            found.setdefault(kind, []).append(path)
+            found.setdefault(kind, []).append(Path(entry.path))
     if not found:
         raise InputError(f"{where} holds no .txt files and is not a `datasets` folder; expected files {_EXPECTED}")
     if len(found) > 1:
         kinds = " and ".join(f"{len(files)} .{kind}" for kind, files in sorted(found.items()))
         raise InputError(f"{where} holds files of several kinds ({kinds}); name one file, or a folder with one kind")
     ((kind, files),) = found.items()
-    files.sort()
+    files.sort(key=lambda path: path.parts)
     if kind not in DOCUMENTS:
         files = _training_files(folder, files, ignored)
-    if len({_unpacked(path) for path in files}) < len(files):
+    packed = any(path.suffix.lower() in COMPRESSIONS for path in files)
+    if packed and len({_unpacked(path) for path in files}) < len(files):
         raise InputError(f"{where} holds a file twice, packed and unpacked; remove one of them")
-    texts = {_unpacked(path).with_suffix("") for path in files} if kind == "txt" else set()
+    texts = {_unpacked(path).with_suffix("") for path in files} if kind == "txt" and annotations else set()
     ignored["annotations without a text"] += len(annotations.keys() - texts)
     beside = {text: annotations[text] for text in annotations.keys() & texts}
     return Source("folder", kind, files, +ignored, str(folder), beside)

@@ -184,6 +184,13 @@ def test_upper_case_and_packed_texts(tmp_path: Path) -> None:
     assert "packed and unpacked" in refusal(tmp_path)
 
 
+def test_the_folder_of_a_document_is_seen_from_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, {"s/ann/1.txt": "one", "s/2.txt": "two"})
+    monkeypatch.chdir(tmp_path / "s")
+    for source in (".", "../s/", str(tmp_path / "s")):
+        assert [record.subject for record in read_records(source, "text", "folder")] == [".", "ann"]
+
+
 def test_only_the_training_split_of_a_folder(tmp_path: Path) -> None:
     fill(
         tmp_path, {f"{name}.jsonl": f'{{"text": "{name}"}}\n' for name in ("train-0001", "test", "validation", "more")}
