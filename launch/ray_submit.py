@@ -22,6 +22,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 ADDRESS = "http://127.0.0.1:8265"
 
 RAY_FAILED = 1
+OF_RUN, OF_CLUSTER = "SANI_DIST_SET", "SANI_DIST_SET_CLUSTER"
 POLL_SECONDS = 0.5
 
 
@@ -31,13 +32,16 @@ def main(arguments: list[str] | None = None) -> int:
     if (chosen.config is None) == (chosen.follow is None and chosen.stop is None):
         print("error: give a settings file, or --follow JOB, or --stop JOB", file=sys.stderr)
         return 2
+    if any("\n" in override for override in chosen.overrides):
+        print("error: --set: expected one line; put longer settings into the file", file=sys.stderr)
+        return 2
     try:
         client = JobSubmissionClient(chosen.address)
         if chosen.stop is not None:
             client.stop_job(chosen.stop)
             return 0
         job: str = chosen.follow or client.submit_job(
-            entrypoint=entrypoint(chosen.config, chosen.out, chosen.overrides)
+            entrypoint=entrypoint(chosen.config, chosen.out), runtime_env={"env_vars": variables(chosen.overrides)}
         )
         print(f"job {job}", flush=True)
         return follow(client, job)
@@ -53,19 +57,20 @@ def main(arguments: list[str] | None = None) -> int:
     return RAY_FAILED
 
 
-def entrypoint(config: str, out: str, overrides: list[str]) -> str:
-    """The job: begin the run, or go on with it when its folder is there."""
+def entrypoint(config: str, out: str) -> str:
+    """The job: begin the run, or go on with it when its folder is there. Settings of the command come by `variables`: a command line is
+    shown to everybody on the machine and in the list of jobs."""
     settings, run = shlex.quote(config), shlex.quote(out)
-    overrides = ["cluster.launcher=ray", *overrides]
-    of_cluster = [override for override in overrides if override.startswith("cluster.")]
     return (
-        f"if [ -e {run}/config.yaml ]; then exec sani-dist resume {run} {_sets(of_cluster)}; fi; "
-        f"exec sani-dist run {settings} --out {run} {_sets(overrides)}"
+        f"if [ -e {run}/config.yaml ]; then exec sani-dist resume {run} --set cluster.launcher=ray --set - <<END\n${OF_CLUSTER}\nEND\nfi\n"
+        f"exec sani-dist run {settings} --out {run} --set cluster.launcher=ray --set - <<END\n${OF_RUN}\nEND\n"
     )
 
 
-def _sets(overrides: list[str]) -> str:
-    return " ".join(f"--set {shlex.quote(override)}" for override in overrides)
+def variables(overrides: list[str]) -> dict[str, str]:
+    """The settings of the command, one a line: all of them, and those that a run that has begun can take."""
+    of_cluster = [override for override in overrides if override.startswith("cluster.")]
+    return {OF_RUN: "\n".join(overrides), OF_CLUSTER: "\n".join(of_cluster)}
 
 
 def follow(client: JobSubmissionClient, job: str) -> int:

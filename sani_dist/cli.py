@@ -25,8 +25,23 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="run folder")]
 OutFolder = Annotated[
     Path, typer.Option("--out", "-o", help="new run folder; the sanitised model is put in its folder model/")
 ]
+
+
+def _from_input(overrides: list[str] | None) -> list[str] | None:
+    """`--set -` stands for the lines of standard input."""
+    if overrides is None or "-" not in overrides:
+        return overrides
+    lines = [line for line in sys.stdin.read().splitlines() if line]
+    return [setting for override in overrides for setting in (lines if override == "-" else [override])]
+
+
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", help="change a setting: --set repair.epochs=3 (repeatable)")
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="change a setting: --set repair.epochs=3 (repeatable); -: lines of standard input, which no list of processes shows",
+        callback=_from_input,
+    ),
 ]
 # Limits, as in the section `verify` of the settings.
 MaxGreedy = Annotated[float | None, typer.Option("--max-greedy", help="share of spans that greedy decoding reproduces")]
@@ -87,7 +102,10 @@ def run(
 def resume(
     folder: RunFolder,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="change a `cluster` setting: --set cluster.workers=4 (repeatable)")
+        list[str] | None,
+        typer.Option(
+            "--set", help="change a `cluster` setting: --set cluster.workers=4 (repeatable)", callback=_from_input
+        ),
     ] = None,
 ) -> None:
     """Go on with a run that was stopped: finished stages are skipped, repair goes on from its last checkpoint.
