@@ -156,10 +156,14 @@ def attack(
 
 def measurements(run: Run, when: str) -> list[dict[str, Any]]:
     """The measurements of an audit, "before" or "after". Raises InputError when the run has not made it."""
+    from sani_dist.run import read_json
+
     path = run.path("audit", f"{when}.json")
     if not path.exists():
         raise InputError(f"{run.folder} has no audit {when}; `sani-dist resume {run.folder}` makes what is missing")
-    found: list[dict[str, Any]] = json.loads(path.read_text())["measurements"]
+    found = read_json(path).get("measurements")
+    if not isinstance(found, list):
+        raise InputError(f"{path} is damaged; `sani-dist resume {run.folder}` makes it again")
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
@@ -40,7 +41,12 @@ class Metrics:
 
 
 def read_stage(path: Path, stage: str) -> list[dict[str, Any]]:
-    """The events of a stage until now; none where there is no file. A line that is being written is left out."""
+    """The events of a stage until now; none where there is no file. A line that is being written, or damaged, is left out."""
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    events = (json.loads(line) for line in lines if line.endswith(b"\n"))
-    return [event for event in events if event["stage"] == stage]
+    events = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            event = json.loads(line) if line.endswith(b"\n") else None
+            if isinstance(event, dict) and event.get("stage") == stage:
+                events.append(event)
+    return events

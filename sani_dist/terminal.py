@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from sani_dist.attack.result import ATTACKED, GOLD, PREFERENCE, Result
 from sani_dist.audit.measurement import Measurement
 from sani_dist.messages import plain
 from sani_dist.report.catalogue import POPULATIONS
-from sani_dist.run import Run
+from sani_dist.run import Run, read_json
 
 NAMES = {
     "prepare": "Find sensitive spans",
@@ -83,7 +82,7 @@ class ProgressView:
 
 def corpus_table(run: Run) -> Group:
     """Counts of what was found, by kind; recall against labels where the corpus has them; what of folders was read. Never values."""
-    summary = json.loads(run.path("corpus", "summary.json").read_text())
+    summary = read_json(run.path("corpus", "summary.json"))
     kinds, recall = summary["kinds"]["repair"], (summary.get("score") or {}).get("recall", {})
     table = _table("Sensitive spans in the text to be repaired")
     for name in ("kind", "spans", *(["labelled", "recall"] if recall else [])):

@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 from sani_dist import cli
 from sani_dist.config import Config, PresidioDetector, config_from_mapping, load_config, read_mapping
-from sani_dist.corpus import presidio
+from sani_dist.corpus import presidio, review
 from sani_dist.corpus.annotations import parse_spans
 from sani_dist.corpus.read import read_records
 from sani_dist.corpus.review import ReviewTable
@@ -267,3 +267,12 @@ def test_an_error_that_nobody_expected_says_where_and_not_what(
     with pytest.raises(ValueError, match=words) as raised:
         fail()
     silent(trace(raised.value))
+
+
+@pytest.mark.parametrize(
+    "cell", ["=HYPERLINK(1)", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "'=1", "plain", "O'Neill", ""]
+)
+def test_a_spreadsheet_runs_no_cell_of_a_review_table(cell: str) -> None:
+    quoted = review._quoted(cell)
+    assert not quoted.startswith(("=", "+", "-", "@", "\t", "\r"))
+    assert review._unquoted(quoted) == cell or cell == "'=1"

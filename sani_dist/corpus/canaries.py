@@ -79,9 +79,9 @@ def _codes(draw: random.Random, count: int) -> list[str]:
 def _rows(source: str, text: str, spans: str) -> Iterator[dict[str, Any]]:
     for number, row in read_rows(source):
         if not isinstance(row.get(text), str):
-            raise InputError(f"{source}: record {number} has no text in its {column(text)}")
+            raise InputError(f"{source}: record {number} has no text in {column(text)}")
         if not isinstance(row.get(spans) or [], list):
-            raise InputError(f"{source}: record {number} has no list of spans in its {column(spans)}")
+            raise InputError(f"{source}: record {number} has no list of spans in {column(spans)}")
         yield row
 
 

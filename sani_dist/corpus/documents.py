@@ -93,7 +93,7 @@ def _non_empty(
         empty = False
         yield record
     if empty:
-        raise InputError(f"{shown(source)} has no text: its {column(settings.text)} is empty in every record")
+        raise InputError(f"{shown(source)} has no text: {column(settings.text)} is empty in every record")
 
 
 class _EvaluationTexts:

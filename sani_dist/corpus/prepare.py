@@ -112,7 +112,7 @@ def write_plain(
         alone=alone,
     )
     if not sum(1 for _ in write_rows(path, rows, settings.row_length, _padding(tokenizer))):
-        raise InputError(f"{source} has no text: its {column(settings.text)} is empty in every record")
+        raise InputError(f"{source} has no text: {column(settings.text)} is empty in every record")
 
 
 @dataclass(frozen=True)

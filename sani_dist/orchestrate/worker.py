@@ -13,7 +13,6 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -43,8 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     folder: Path = name if name.is_dir() else chosen.out
     try:
         error_file(folder, rank).unlink(missing_ok=True)
-        with _alone(chosen, folder):
-            _work(chosen, folder, checkpoint_asked)
+        with contextlib.ExitStack() as held:
+            _work(chosen, folder, checkpoint_asked, held)
         return 0
     except SaniError as error:
         with _ROOM_OR_NOT:
@@ -99,27 +98,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser  # fmt: skip
 
 
-@contextlib.contextmanager
-def _alone(chosen: argparse.Namespace, folder: Path) -> Iterator[None]:
-    """Rank 0 holds the lock of the run for all ranks, unless a command of ours has started them and does."""
-    from sani_dist.lock import alone
-    from sani_dist.run import make_folder
-
-    if chosen.follow_stdin or os.environ.get("RANK", "0") != "0":
-        yield
-        return
-    if not (folder / "config.yaml").exists():
-        if folder == chosen.run:
-            raise InputError(f"{folder} is not a run folder (no readable config.yaml)")
-        make_folder(folder)
-    with alone(folder):
-        yield
-
-
-def _work(chosen: argparse.Namespace, folder: Path, checkpoint_asked: threading.Event) -> None:
+def _work(
+    chosen: argparse.Namespace, folder: Path, checkpoint_asked: threading.Event, held: contextlib.ExitStack
+) -> None:
+    """`held`: rank 0 puts the lock of the run into it for all ranks, unless a command of ours has started them, and has it."""
     from sani_dist import pipeline
     from sani_dist.config import load_config
     from sani_dist.engine.distributed import check_launcher
+    from sani_dist.lock import alone
     from sani_dist.run import Run
 
     check_launcher(os.environ)
@@ -129,10 +115,12 @@ def _work(chosen: argparse.Namespace, folder: Path, checkpoint_asked: threading.
     if folder != chosen.run:
         settings = load_config(chosen.run, chosen.overrides, chosen.preset)
         if first:
-            _prepare_or_go_on(folder, settings)
+            _prepare_or_go_on(folder, settings, held)
         else:
             _wait_for_prepare(folder)
     run = Run.open(folder)
+    if first and folder == chosen.run and not chosen.follow_stdin:
+        held.enter_context(alone(folder))
     watchdog.answer(folder, int(os.environ.get("RANK", "0")))
     pipeline.work(run, checkpoint_asked)
     if first:
@@ -141,14 +129,18 @@ def _work(chosen: argparse.Namespace, folder: Path, checkpoint_asked: threading.
             print(f"sanitised model: {run.path('model')}")
 
 
-def _prepare_or_go_on(folder: Path, settings: Config) -> None:
+def _prepare_or_go_on(folder: Path, settings: Config, held: contextlib.ExitStack) -> None:
     """Before any collective: what cannot work is said while the other ranks still wait."""
     from sani_dist import orchestrate
+    from sani_dist.lock import alone
     from sani_dist.metrics import Metrics
-    from sani_dist.run import STAGES, Run
+    from sani_dist.run import STAGES, Run, make_folder
     from sani_dist.stages import preflight
 
     preflight.check(settings)
+    if not (folder / "config.yaml").exists():
+        make_folder(folder)
+    held.enter_context(alone(folder))
     if (folder / "config.yaml").exists():
         run = Run.open(folder)
         if run.config.model_copy(update={"cluster": settings.cluster}) != settings:

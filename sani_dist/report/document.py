@@ -108,7 +108,7 @@ def _size(run: Run) -> tuple[int | None, int | None]:
 
 def _training(run: Run) -> dict[str, Any] | None:
     """Loss and learning rate of each step of repair, averaged down to CURVE_POINTS."""
-    events = [event for event in read_stage(run.path("metrics.jsonl"), "repair") if "loss" in event]
+    events = [event for event in read_stage(run.path("metrics.jsonl"), "repair") if _is_step(event)]
     # A run that was stopped repeats the steps after its last checkpoint: the later line is the one that counts.
     steps = {event["done"]: event for event in events}
     trained = _trained_steps(run)
@@ -133,6 +133,10 @@ def _trained_steps(run: Run) -> int | None:
     """Of the checkpoint that repair ended with; None where it made none."""
     found = (re.fullmatch(r"repair/checkpoints/step-(\d+)/state.json", name) for name in run.outputs("repair"))
     return next((int(match[1]) for match in found if match), None)
+
+
+def _is_step(event: dict[str, Any]) -> bool:
+    return all(isinstance(event.get(key), int | float) for key in ("done", "total", "loss", "learning_rate"))
 
 
 def _mean(events: Sequence[dict[str, Any]], key: str) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from sani_dist.engine.zero3 import build_empty, check_head, read_ds_config, read
 from sani_dist.erase import share
 from sani_dist.erase.structure import Units, last_units, parameter_names
 from sani_dist.errors import InputError
-from sani_dist.run import Run
+from sani_dist.run import Run, read_json
 from sani_dist.stage_list import ORDER
 
 
@@ -94,7 +93,7 @@ def check_attackable(config: Config) -> None:
 def check_unchanged(run: Run) -> None:
     """Raises InputError when the model's files, or the settings of a run that has begun repair, are not those it started with."""
     model = run.config.model
-    if json.loads(run.path("source.json").read_text()) != open_source(model).hashes():
+    if read_json(run.path("source.json")) != open_source(model).hashes():
         given = [f"model.{name}" for name in ("path", "adapter", "base") if getattr(model, name) is not None]
         raise InputError(
             f"{' or '.join(given)}: the model has changed since this run started; start a new run for the new model"

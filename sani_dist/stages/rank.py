@@ -25,7 +25,7 @@ from sani_dist.erase import Plan, apply
 from sani_dist.erase.structure import last_units, parameter_names
 from sani_dist.errors import InputError, RunError
 from sani_dist.metrics import Metrics
-from sani_dist.run import Run
+from sani_dist.run import Run, read_json
 from sani_dist.tracking import Curves
 
 PLAN, CHECKPOINTS = "erase/plan.json", "repair/checkpoints"
@@ -99,8 +99,7 @@ class Rank:
     @cached_property
     def source_hashes(self) -> dict[str, str]:
         """As they were when the run began."""
-        found: dict[str, str] = json.loads(self.run.path("source.json").read_text())
-        return found
+        return read_json(self.run.path("source.json"))
 
     def load(self, source: Source) -> Engine:
         """Shards of a model, not yet wrapped."""

@@ -125,3 +125,23 @@ def test_a_damaged_file_of_the_run_is_one_line(make_run: MakeRun, name: str, con
         api.verify(run.folder, LIMIT)
     assert "\n" not in str(refused.value)
     assert Path(name).stem.removesuffix(".json") in str(refused.value)
+
+
+def test_metrics_that_were_cut_cost_a_part_of_the_curve(make_run: MakeRun) -> None:
+    run = make_run()
+    path = run.path("metrics.jsonl")
+    lines = path.read_text().splitlines()
+    path.write_text(
+        "\n".join(["{", "null", '{"stage": "repair", "done": "x", "loss": null}', *lines[:3], lines[3][:-9]])
+    )
+    training = json.loads(run.path(api.report(run.folder).parent / "report.json").read_text())["training"]
+    assert [point["step"] for point in training["curve"]] == [1, 2, 3]
+
+
+def test_a_damaged_source_is_one_line(make_run: MakeRun) -> None:
+    from sani_dist.pipeline import check_unchanged
+
+    run = make_run()
+    run.path("source.json").write_text("{")
+    with pytest.raises(InputError, match=r"source.json is damaged; restore it, or start a new run"):
+        check_unchanged(run)
