@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 from sani_dist.engine.attention import attend_by_document
 from sani_dist.engine.blocks import blocks_of
 from sani_dist.engine.buffers import read_buffers
-from sani_dist.engine.head import own_logits
+from sani_dist.engine.head import Logits, own_logits
 from sani_dist.engine.layout import exported, find_layout
 from sani_dist.engine.packed_attention import before_in_document
 from sani_dist.engine.safetensors_files import SINGLE, Checkpoint
@@ -72,7 +72,7 @@ def prove_loaded(engine: Engine) -> None:
     # Of bfloat16: logits are rounded to a 256th where the model's own forward makes them, and not here.
     tolerance = TOLERANCE if engine.model.dtype == torch.float32 else 0.05
     own = _of_row(module, second, torch.arange(len(second), device=device))
-    plain = module(second[None], None, partial(_by_own_forward, engine.model, second))
+    plain = module(second[None], None, partial(_by_own_forward, engine.model, module.head.logits, second))
     if not _mean_near(own, plain, tolerance):
         raise InputError(f"model.path: {name}: {OTHER_LOSS}")
     if engine.alone:
@@ -88,13 +88,15 @@ def prove_loaded(engine: Engine) -> None:
 
 
 def _by_own_forward(
-    model: PreTrainedModel, ids: torch.Tensor, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
+    model: PreTrainedModel, by: Logits, ids: torch.Tensor, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
     softcap: float | None,
 ) -> torch.Tensor:  # fmt: skip
-    def project(states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
-        return nn.functional.linear(states, weight, bias)
+    """log p, [tokens, 1], by what the model itself makes of the last hidden states, which come scaled as the head here scales them."""
 
-    logits = own_logits(model, hidden[None], project)[0].double()
+    def project(states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        return nn.functional.linear(states, weight, bias if bias is None else bias / by.after)
+
+    logits = own_logits(model, hidden[None] / (by.before * by.after), project)[0].double()
     return logits.log_softmax(-1).gather(1, _targets(ids)[:, None])
 
 
