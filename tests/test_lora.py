@@ -112,7 +112,7 @@ def test_an_end_of_a_tied_model_gets_weights_of_its_own(tmp_path: Path, modules:
 def test_what_does_not_compute_the_same_is_not_written(
     llama_folder: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(PeftModel, "merge_and_unload", lambda self, **_: self.unload())
+    monkeypatch.setattr("peft.tuners.lora.LoraModel.merge_and_unload", lambda self, **_: self.unload())
     with pytest.raises(InputError, match="computes something else than the two together"):
         lora.merge(llama_folder, adapter, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
