@@ -265,12 +265,6 @@ class Run:
         self._done_path(stage).parent.mkdir(exist_ok=True)
         _write_atomically(self._done_path(stage), json.dumps(document, indent=1))
 
-    def purge(self) -> list[str]:
-        """Remove what holds sensitive text, or weights that still remember it; see `purge.purge`."""
-        from sani_dist.purge import purge
-
-        return purge(self.folder)
-
     def _done_path(self, stage: str) -> Path:
         return self.path("done", f"{stage}.json")
 

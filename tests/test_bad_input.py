@@ -20,6 +20,7 @@ import sani_dist
 from sani_dist.api import check_disk
 from sani_dist.config import Config, config_to_mapping
 from sani_dist.errors import InputError
+from sani_dist.purge import purge
 from sani_dist.run import Run
 
 from . import tiny
@@ -232,7 +233,7 @@ def test_resuming_with_another_model(make_config: Callable[..., Config], model_c
 
 def test_resuming_a_purged_run(make_config: Callable[..., Config], tmp_path: Path) -> None:
     run = sani_dist.api.prepare(make_config(), tmp_path / "run")
-    run.purge()
+    purge(run.folder)
     with pytest.raises(InputError, match="its key is gone"):
         sani_dist.resume(run.folder)
     assert list(run.folder.glob("logs/rank-*")) == []

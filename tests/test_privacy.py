@@ -13,6 +13,7 @@ import pytest
 import sani_dist
 from sani_dist.config import Config
 from sani_dist.errors import InputError
+from sani_dist.purge import purge
 from sani_dist.run import SENSITIVE_CONTENT, Run
 
 from . import tiny
@@ -68,13 +69,13 @@ def test_purge_removes_what_holds_values_and_leaves_the_evidence(finished_run: R
         "erase/plan.json",
         "corpus/summary.json",
     }
-    assert set(run.purge()) == set(SENSITIVE_CONTENT) - NOT_THERE
+    assert set(purge(run.folder)) == set(SENSITIVE_CONTENT) - NOT_THERE
     assert leaks(run.folder, tiny.CANARIES) == set()
     names = {name for name, _ in contents(run.folder)}
     assert kept <= names
     assert not any(name.endswith((".arrow", "/key")) or "checkpoints/" in name for name in names)
     assert sani_dist.api.measurements(run, "after") == sani_dist.api.measurements(finished_run, "after")
-    assert run.purge() == []
+    assert purge(run.folder) == []
 
 
 def test_purge_removes_values_from_the_settings(make_config: Callable[..., Config], tmp_path: Path) -> None:
@@ -88,7 +89,7 @@ def test_purge_removes_values_from_the_settings(make_config: Callable[..., Confi
     run = sani_dist.api.prepare(config, tmp_path / "run")
     words = [*tiny.CANARIES, "subject-3"]
     assert leaks(run.folder, words) == {"config.yaml", "corpus/documents.parquet"}
-    run.purge()
+    purge(run.folder)
     assert leaks(run.folder, words) == set()
     assert Run.open(run.folder).config.repair == config.repair
 

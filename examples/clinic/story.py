@@ -18,6 +18,7 @@ from sani_dist.config import config_from_mapping
 from sani_dist.corpus.canaries import write_canaries
 from sani_dist.engine.distributed import has_bfloat16
 from sani_dist.errors import InputError
+from sani_dist.purge import purge
 from sani_dist.run import Run
 from sani_dist.terminal import ProgressView
 
@@ -58,7 +59,7 @@ def tell(folder: Path, seed: int, workers: int, console: Console, canaries: int 
             on_event=view,
         )
     memorised.path("model").rename(folder / "memorised")
-    memorised.purge()
+    purge(memorised.folder)
     console.print("[bold]4. sani-dist sanitises the model.[/bold] It detects identifiers itself; labels only score it.")
     with ProgressView(console) as view:
         return api.sanitize(

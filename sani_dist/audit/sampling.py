@@ -21,8 +21,8 @@ import torch
 from transformers import DynamicCache
 
 from sani_dist.engine import distributed
+from sani_dist.engine.deepspeed_internals import resident
 from sani_dist.engine.map_rows import map_rounds
-from sani_dist.engine.shards import release
 from sani_dist.engine.zero3 import Engine
 from sani_dist.kernels import token_scores
 
@@ -74,7 +74,11 @@ def generate(
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i].ids), i))
     size = 1 if engine.alone else max(1, rows // decoding.samples)
     found: dict[int, np.ndarray] = {}
-    keeps = resident(engine) if (fits_whole(engine) if whole is None else whole) else nullcontext()
+    keeps = (
+        resident(list(engine.module.parameters()))
+        if (fits_whole(engine) if whole is None else whole)
+        else nullcontext()
+    )
     with keeps:
 
         def compute(mine: range, dealt: Sequence[range]) -> torch.Tensor:
@@ -97,22 +101,6 @@ def fits_whole(engine: Engine) -> bool:
         free = psutil.virtual_memory().available / distributed.ranks_of_this_host()
     lacking = torch.tensor([float(needed > free)], device=engine.device)
     return not distributed.sum_over_ranks(lacking).item()
-
-
-@contextmanager
-def resident(engine: Engine) -> Iterator[None]:
-    """Gather all weights now, and keep them until the end: a forward in between communicates nothing."""
-    import deepspeed
-
-    parameters: list[Any] = [p for p in engine.module.parameters() if hasattr(p, "ds_id")]
-    with deepspeed.zero.GatheredParameters(parameters):
-        for parameter in parameters:
-            parameter.ds_active_sub_modules.add(_RESIDENT)  # a parameter in use is not released
-        try:
-            yield
-        finally:
-            for parameter in parameters:
-                release(parameter)
 
 
 class _Batch:

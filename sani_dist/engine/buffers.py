@@ -13,8 +13,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sani_dist.engine import distributed
-from sani_dist.engine.safetensors_files import StoredTensor, read_range
+from sani_dist.engine.safetensors_files import read_range
 from sani_dist.engine.shards import LiveShard, Shard, partition
+from sani_dist.engine.stored_tensor import StoredTensor
 
 
 def persistent_buffers(model: nn.Module) -> dict[str, torch.Tensor]:

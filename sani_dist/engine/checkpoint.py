@@ -22,8 +22,10 @@ import torch
 
 from sani_dist.engine import distributed
 from sani_dist.engine.buffers import persistent_buffers
-from sani_dist.engine.safetensors_files import StoredTensor, plan_files, read_header, read_range
+from sani_dist.engine.deepspeed_internals import create_adam_state, local_state, set_local_state
+from sani_dist.engine.safetensors_files import plan_files, read_header, read_range
 from sani_dist.engine.shards import LiveShard, local_shards
+from sani_dist.engine.stored_tensor import StoredTensor
 from sani_dist.engine.zero3 import Engine
 from sani_dist.errors import InputError, RunError
 from sani_dist.files import file_sha256, fsync
@@ -171,7 +173,7 @@ def _contents(engine: Engine) -> Iterator[tuple[str, tuple[int, ...], torch.dtyp
 
 
 def _part(parameter: torch.nn.Parameter, kind: str, count: int) -> torch.Tensor:
-    return _local(parameter, kind)[:count]
+    return local_state(parameter, kind)[:count]
 
 
 def _trained(engine: Engine) -> Iterator[LiveShard]:
@@ -182,25 +184,13 @@ def _trained(engine: Engine) -> Iterator[LiveShard]:
             yield live
 
 
-def _local(parameter: torch.nn.Parameter, kind: str) -> torch.Tensor:
-    """This rank's part of a parameter's master or moment, with its padding."""
-    from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state  # slow to import
-
-    values: torch.Tensor = (
-        safe_get_local_fp32_param(parameter) if kind == "master" else safe_get_local_optimizer_state(parameter, kind)
-    )
-    return values
-
-
 def _load(path: Path, engine: Engine, state: State) -> None:
-    from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state  # slow to import
-
     pieces: dict[tuple[str, str], list[tuple[int, StoredTensor]]] = {}
     for name in state.files:
         for tensor in read_header(path / name):
             kind, parameter, start = tensor.name.split("|")
             pieces.setdefault((kind, parameter), []).append((int(start), tensor))
-    _create_optimizer_state(engine, state.step)
+    create_adam_state(engine.ds, state.step)
     parameters = dict(engine.model.named_parameters())
     for live in local_shards(engine.model):
         shard, parameter = live.shard, parameters[live.shard.name]
@@ -209,11 +199,9 @@ def _load(path: Path, engine: Engine, state: State) -> None:
         padded = torch.zeros(parameter.ds_tensor.numel(), dtype=torch.float32)  # type: ignore[attr-defined]
         for kind in KINDS:
             _fill(padded[: shard.numel], shard.start, shard.stop, pieces.get((kind, shard.name), []))
+            set_local_state(parameter, kind, padded)
             if kind == "master":
-                safe_set_local_fp32_param(parameter, padded)
                 live.values.copy_(padded[: shard.numel])
-            else:
-                safe_set_local_optimizer_state(parameter, padded, kind)
     for name, buffer in persistent_buffers(engine.model).items():
         for _, tensor in pieces.get((BUFFER, name), []):
             values = torch.empty(tensor.shape, dtype=tensor.dtype)
@@ -232,23 +220,6 @@ def _fill(out: torch.Tensor, start: int, stop: int, pieces: list[tuple[int, Stor
             filled += high - low
     if filled != stop - start:
         raise InputError("the checkpoint does not hold all of the model's parameters: it belongs to another model")
-
-
-def _create_optimizer_state(engine: Engine, step: int) -> None:
-    """Adam makes its moments at the first step; a loaded optimizer needs them before."""
-    zero = engine.ds.optimizer
-    for number, flat in enumerate(zero.fp32_partitioned_groups_flat):
-        on_nvme = zero._swappable_optimizer_subgroup(number)
-        if on_nvme:
-            zero._optimizer_states_and_gradient_swap_in(number)
-        zero.optimizer.state[flat] = {
-            # Beside the master, as fused AdamW wants it.
-            "step": torch.tensor(float(step), dtype=torch.float32, device=flat.device),
-            "exp_avg": torch.zeros_like(flat),
-            "exp_avg_sq": torch.zeros_like(flat),
-        }
-        if on_nvme:
-            zero._optimizer_states_and_gradient_swap_out(number)
 
 
 def _hex_of_ranks(state: torch.Tensor) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from sani_dist.engine.deepspeed_internals import import_deepspeed
 from sani_dist.engine.devices import index_of, on_gpu
 from sani_dist.errors import InputError, RunError
 
@@ -40,7 +41,7 @@ def start(threads: int | None, timeout_seconds: int = 1800, *, deterministic: bo
         os.environ.setdefault(name, value)
     os.environ.setdefault("MASTER_PORT", "29500")
 
-    _import_deepspeed()
+    import_deepspeed()
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
@@ -106,18 +107,6 @@ def compute_deterministically() -> None:
     filling.fill_uninitialized_memory = False  # a write of every new tensor, for code that reads what nobody wrote
     torch.backends.cuda.enable_cudnn_sdp(False)  # whose backward adds atomically
     torch.backends.cudnn.benchmark = False
-
-
-def _import_deepspeed() -> None:
-    """Without MLflow. Its autotuner, which nothing here uses, would import that where it is installed, for as long as DeepSpeed itself."""
-    hidden = "mlflow" not in sys.modules
-    if hidden:
-        sys.modules["mlflow"] = None  # type: ignore[assignment]  # what the language has for a module that must not be found
-    try:
-        import deepspeed  # noqa: F401
-    finally:
-        if hidden:
-            del sys.modules["mlflow"]
 
 
 def limit_waiting() -> None:

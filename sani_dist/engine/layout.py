@@ -17,8 +17,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sani_dist.engine.buffers import buffer_shards, persistent_buffers
-from sani_dist.engine.safetensors_files import Checkpoint, StoredTensor, read_range, same_values
+from sani_dist.engine.safetensors_files import Checkpoint, read_range, same_values
 from sani_dist.engine.shards import LiveShard, Shard, local_shards
+from sani_dist.engine.stored_tensor import StoredTensor
 from sani_dist.errors import InputError
 
 # Tensors beside a causal model that classify, score or value what it says.

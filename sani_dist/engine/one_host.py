@@ -18,12 +18,12 @@ from sani_dist.engine import distributed
 from sani_dist.engine.safetensors_files import (
     BUFFER_BYTES,
     PlannedFile,
-    StoredTensor,
     create_files,
     read_range,
     write_range,
 )
 from sani_dist.engine.shards import LiveShard
+from sani_dist.engine.stored_tensor import StoredTensor
 from sani_dist.errors import InputError
 from sani_dist.files import fsync
 

@@ -29,7 +29,7 @@ class PackedAttention:
         # Flash attention has no mask and reads the positions itself.
         self.reads_mask = model.config._attn_implementation in ("eager", "sdpa", NAME)
         self.gives_mask = model.config.model_type in MASK_WITHOUT_POSITIONS
-        self.checked = False
+        self.checked = False  # or set to True where a twin shows that documents do not see each other, whatever the mask looks like
         self.position = torch.empty(0)
         self.visible: torch.Tensor | None = None
         self.mask: torch.Tensor | None = None
@@ -48,12 +48,6 @@ class PackedAttention:
             return {}
         self.visible = visible
         return {} if visible is None else {"attention_mask": _added(visible, dtype)}
-
-    def _is_shown(self) -> bool:
-        """Whether a twin shows that documents do not see each other, whatever the mask of the first block looks like."""
-        from sani_dist.engine.proof import prove  # which builds on this module
-
-        return prove(self.config).apart
 
     def _give(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         if _remembers(kwargs):
@@ -89,7 +83,7 @@ class PackedAttention:
         seen = of_pair is None or bool(
             of_pair if of_pair.dtype == torch.bool else of_pair > torch.finfo(of_pair.dtype).min / 2
         )
-        if seen and not self._is_shown():
+        if seen:
             raise InputError(
                 f"model.path: {self.model} attends across document boundaries in packed rows: its mask is not made of the positions; "
                 "docs/families.md says how to add an architecture"

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sani_dist.engine.safetensors_files import DTYPE_NAMES, StoredTensor
+from sani_dist.engine.stored_tensor import DTYPE_NAMES, StoredTensor
 from sani_dist.errors import InputError
 
 

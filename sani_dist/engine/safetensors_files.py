@@ -18,14 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from sani_dist.engine.pickled_files import read_pickled_header
+from sani_dist.engine.stored_tensor import DTYPE_NAMES, DTYPES, StoredTensor
 from sani_dist.errors import InputError
 from sani_dist.files import allocate, file_sha256
-
-DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
-DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 # How transformers names weight files.
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -36,21 +32,6 @@ METADATA = {"format": "pt"}
 
 # One read of a rank. Larger buffers do not read faster; smaller ones cost more system calls.
 BUFFER_BYTES = 16 * 2**20
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """Where a tensor lies on disk: `offset` is the byte of `file` at which its first element starts."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    file: Path
-    offset: int
-
-    @property
-    def numel(self) -> int:
-        return math.prod(self.shape)
 
 
 class Checkpoint:
@@ -91,8 +72,6 @@ def _read_header(file: Path) -> Iterator[StoredTensor]:
     if file.suffix == ".safetensors":
         return read_header(file)
     # `_weight_files` gives no others without `allow_pickle`.
-    from sani_dist.engine.pickled_files import read_pickled_header  # which builds on this module
-
     return read_pickled_header(file)
 
 

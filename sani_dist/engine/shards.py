@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from sani_dist.engine.deepspeed_internals import is_partitioned, release
+
 
 def partition(numel: int, world_size: int, rank: int) -> tuple[int, int]:
     """The flat range [start, stop) of a parameter of `numel` elements that `rank` owns under ZeRO-3.
@@ -56,7 +58,7 @@ def local_shards(model: nn.Module) -> Iterator[LiveShard]:
     """
     parameter: Any  # DeepSpeed adds the ds_ attributes
     for name, parameter in model.named_parameters():
-        if not hasattr(parameter, "ds_tensor"):
+        if not is_partitioned(parameter):
             shard = Shard(name, tuple(parameter.shape), 0, parameter.numel(), parameter.dtype)
             yield LiveShard(shard, parameter.data.view(-1))
             continue
@@ -66,16 +68,3 @@ def local_shards(model: nn.Module) -> Iterator[LiveShard]:
         start, stop = partition(parameter.ds_numel, world_size, rank)
         shard = Shard(name, tuple(parameter.ds_shape), start, stop, parameter.dtype)
         yield LiveShard(shard, parameter.ds_tensor.data[: stop - start])
-
-
-def release(parameter: Any) -> None:
-    """Drop what ZeRO-3 keeps of a parameter beside its partition, so that this is the only truth.
-
-    These are the gathered parameter, kept when it has at most `stage3_param_persistence_threshold` elements, and hpZ's second partition
-    over the ranks of a node, which DeepSpeed itself drops at an optimizer step only.
-    """
-    if parameter.ds_status.name == "AVAILABLE":
-        # A backward that ends at activations never tells the modules before them that it is over.
-        parameter.ds_active_sub_modules.clear()
-        parameter.partition(has_been_updated=False)
-    parameter.ds_secondary_tensor = None

@@ -16,8 +16,9 @@ from sani_dist.engine.adapter import Adapter, freeze_base, tokenizer_folder
 from sani_dist.engine.export import MODEL, Form, export
 from sani_dist.engine.layout import Layout, base_layout, check_complete, exported, find_layout, unread
 from sani_dist.engine.proof import Proof, alone, prove
-from sani_dist.engine.safetensors_files import Checkpoint, StoredTensor, read_range
+from sani_dist.engine.safetensors_files import Checkpoint, read_range
 from sani_dist.engine.shards import LiveShard, Shard, local_shards, partition
+from sani_dist.engine.stored_tensor import StoredTensor
 from sani_dist.engine.zero3 import build_empty, is_masked, load_sharded, read_model_config
 from sani_dist.errors import InputError
 

@@ -6,13 +6,11 @@ Life of a model here: `load_sharded` -> `Engine.for_inference` (audit, attributi
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +19,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
 
 from sani_dist.config import RepairSettings
-from sani_dist.engine import distributed
+from sani_dist.engine import deepspeed_internals, distributed
 from sani_dist.engine.adapter import Adapter, freeze_base
 from sani_dist.engine.attention import attend_by_document
 from sani_dist.engine.blocks import blocks_of, body_of
@@ -136,7 +134,8 @@ def load_sharded(
             "the stored tensors need transformers' weight conversion: loading through transformers, unstreamed"
         )
         return _load_through_transformers(folder, ds_config, dtype)
-    _partition_empty(model, _converter(ds_config, dtype), dtype)
+    _check_hpz(ds_config)
+    _partition_empty(model, deepspeed_internals.converter(ds_config, dtype), dtype)
     for live in local_shards(model):
         layout.read_into(live.shard.name, live.shard.start, live.shard.stop, live.values)
     read_buffers(model, layout.buffers, dtype)
@@ -145,21 +144,12 @@ def load_sharded(
     return model
 
 
-def _converter(ds_config: dict[str, Any], dtype: torch.dtype) -> Any:
-    """DeepSpeed's `Init`, used to convert parameters one by one. Raises InputError when hpZ's groups do not fit the world size."""
-    import deepspeed
-    from deepspeed.utils import groups
-
+def _check_hpz(ds_config: dict[str, Any]) -> None:
     group_size = ds_config["zero_optimization"].get("zero_hpz_partition_size", 1)
     if group_size < distributed.world_size() and distributed.world_size() % group_size:
         raise InputError(
             f"cluster.ds_config: zero_hpz_partition_size {group_size} does not divide {distributed.world_size()} workers"
         )
-    # hpZ's groups are made once in a process; another model of the same run takes those that are there.
-    return deepspeed.zero.Init(
-        module=nn.Module(), config_dict_or_path=ds_config, dtype=dtype,
-        zero_param_parallel_group=groups._get_zero_param_intra_parallel_group(),
-    )  # fmt: skip
 
 
 def _partition_empty(model: PreTrainedModel, converter: Any, dtype: torch.dtype) -> None:
@@ -170,12 +160,7 @@ def _partition_empty(model: PreTrainedModel, converter: Any, dtype: torch.dtype)
             if meta is None:
                 continue
             if meta not in made:
-                # Memory that is never touched costs no pages; `partition` copies this rank's range of it into `ds_tensor`.
-                empty = torch.empty(meta.shape, dtype=dtype, device=converter.local_device)
-                made[meta] = nn.Parameter(empty, requires_grad=meta.requires_grad)
-                # What `Init` does to each parameter, less its broadcast of values that are about to be overwritten.
-                converter._convert_to_deepspeed_param(made[meta])
-                made[meta].partition()  # type: ignore[attr-defined]
+                made[meta] = deepspeed_internals.partitioned(meta, converter, dtype)
             module._parameters[name] = made[meta]
 
 
@@ -307,24 +292,20 @@ def _unchanged(hidden: torch.Tensor) -> torch.Tensor:
 
 
 class Engine:
-    """A sharded model and the DeepSpeed engine around it."""
+    """A sharded model and the DeepSpeed engine around it. alone: whether documents have to be run one to a row (`proof.alone`);
+    None: nobody has asked, and the mask of the first packed row is looked at instead."""
 
-    def __init__(self, model: PreTrainedModel, ds_config: dict[str, Any]) -> None:
+    def __init__(self, model: PreTrainedModel, ds_config: dict[str, Any], alone: bool | None = None) -> None:
         attend_by_document(model)
         self.model = model
         self.masked = is_masked(model.config)
         self.module: CausalModel | MaskedModel = MaskedModel(model) if self.masked else CausalModel(model)
-        self.ds_config = ds_config
+        if isinstance(self.module, CausalModel) and alone is False:
+            self.module.attention.checked = True
+        self.ds_config, self.alone = ds_config, bool(alone)
         self.device = distributed.device()
         self.ds: Any = None
         self.accumulation = 1
-
-    @cached_property
-    def alone(self) -> bool:
-        """Whether documents have to be run one to a row."""
-        from sani_dist.engine.proof import alone  # which builds on this module
-
-        return alone(self.model.config)
 
     def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, compute: Callable[..., T]) -> T:
         """Run the sharded module, outside of training. All ranks call it equally often: gathering is a collective."""
@@ -390,30 +371,9 @@ class Engine:
         return torch.optim.AdamW(trained, fused=True, **arguments)
 
     def close(self) -> None:
-        """Take DeepSpeed's hooks off again: the next `initialize` must not run every hook twice, and masters, moments and gradients,
-        which they hold, go with them."""
+        """Take DeepSpeed off the model again: hooks, masters, moments and gradients."""
         if self.ds is None:
             return
-        from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
-        from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
-
-        # What it left gathered, which is the whole of a small model, would stay with the module.
-        self.ds.optimizer.empty_partition_cache()
-        self.ds.optimizer.destroy()
-        for hook in (self.ds.module_forward_pre_hook, self.ds.module_forward_post_hook):
-            hook.remove()
-        # A list of the whole process, to which ZeRO-3 adds every module it is given and which it never empties.
-        FWD_MODULE_STACK[:] = [module for module in FWD_MODULE_STACK if module is not self.module]
-        # So is the cache of this method, which keeps every module it was asked for, weights and all, below a decorator that hides it.
-        (cell,) = PartitionedParameterCoordinator._PartitionedParameterCoordinator__params_to_release.__closure__
-        cell.cell_contents.cache_clear()
+        deepspeed_internals.take_off(self.ds, self.module)
         self.ds = None
-        for module in self.module.modules():
-            # DeepSpeed leaves these behind and takes them up again: backward would go on gathering for the engine that is gone, without
-            # its trace, so every parameter twice.
-            for stale in ("pre_bwd_fn", "post_bwd_fn"):
-                module.__dict__.pop(stale, None)
-        for parameter in self.module.parameters():
-            parameter.__dict__.pop("_z3_optimizer", None)
-        # Engine, optimizer and hooks refer to each other: only the collector frees them, and it goes by the number of objects, not by size.
-        gc.collect()
+        deepspeed_internals.collect()

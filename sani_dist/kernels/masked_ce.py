@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -187,7 +187,8 @@ class _MaskedCrossEntropy(torch.autograd.Function):
 
 def _without_autocast(hidden: torch.Tensor) -> AbstractContextManager[Any]:
     """The precision of each step is chosen here; autocast would change that of some, which then no longer fit together."""
-    return torch.autocast(hidden.device.type, enabled=False)
+    device = hidden.device.type
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def _choose(impl: Name, hidden: torch.Tensor) -> Implementation:

@@ -25,6 +25,7 @@ from sani_dist.corpus.masking import Masking
 from sani_dist.corpus.rows import LEARN, SENSITIVE, Batch, PackedRows, empty_batch, stacked, targets
 from sani_dist.engine import distributed
 from sani_dist.engine.checkpoint import State
+from sani_dist.engine.deepspeed_internals import local_state
 from sani_dist.engine.shards import local_shards
 from sani_dist.engine.zero3 import Engine
 from sani_dist.errors import RunError
@@ -198,13 +199,11 @@ def _loss(index: torch.Tensor, target: torch.Tensor, role: torch.Tensor, objecti
 
 def _masters_are_finite(engine: Engine) -> bool:
     """Whether this rank's masters are, without their padding. One pass; the checkpoint that follows writes three times as much."""
-    from deepspeed.utils import safe_get_local_fp32_param  # slow to import
-
     parameters = dict(engine.model.named_parameters())
     for live in local_shards(engine.model):
         if not live.shard.numel or not parameters[live.shard.name].requires_grad:
             continue
-        master = safe_get_local_fp32_param(parameters[live.shard.name]).detach()[: live.shard.numel]
+        master = local_state(parameters[live.shard.name], "master").detach()[: live.shard.numel]
         if not all(math.isfinite(float(end)) for end in master.aminmax()):  # both are NaN if one value is
             return False
     return True

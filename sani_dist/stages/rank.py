@@ -104,7 +104,7 @@ class Rank:
     def load(self, source: Source) -> Engine:
         """Shards of a model, not yet wrapped."""
         ds_config = read_ds_config(self.config.cluster.ds_config, source.dtype)
-        return Engine(source.load(ds_config), ds_config)
+        return Engine(source.load(ds_config), ds_config, source.alone)
 
     def original(self) -> Engine:
         """The source, as it came. Raises InputError when the ranks compute something else than plain transformers."""

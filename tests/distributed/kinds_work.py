@@ -18,9 +18,9 @@ from sani_dist.engine.buffers import persistent_buffers
 from sani_dist.engine.checkpoint import State, load_newest, save
 from sani_dist.engine.export import export
 from sani_dist.engine.layout import exported
-from sani_dist.engine.proof import prove_loaded
+from sani_dist.engine.proof import alone, prove_loaded
 from sani_dist.engine.safetensors_files import Checkpoint
-from sani_dist.engine.zero3 import Engine, load_sharded, read_ds_config
+from sani_dist.engine.zero3 import Engine, load_sharded, read_ds_config, read_model_config
 from sani_dist.repair import train
 
 from .families_work import NEW_TOKENS, PROMPTS, QUESTION
@@ -35,7 +35,7 @@ def _carry(folder: Path, source: Path, tokens: Path, ds_config: str) -> None:
     folder.mkdir(exist_ok=True)
     rows, general = (PackedRows(tokens / f"{name}.arrow") for name in ("repair", "general_train"))
     config = read_ds_config(Path(ds_config), torch.float32)
-    engine = Engine(load_sharded(source, config, torch.float32), config)
+    engine = Engine(load_sharded(source, config, torch.float32), config, alone(read_model_config(source)))
     engine.for_inference()
     prove_loaded(engine)
     scores = {"before": score(engine, rows, 2).logprob}

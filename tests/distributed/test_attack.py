@@ -24,6 +24,7 @@ from sani_dist.attack.result import Result
 from sani_dist.audit.spans import Corpus
 from sani_dist.config import Config
 from sani_dist.corpus.rows import PackedRows
+from sani_dist.purge import purge
 from sani_dist.run import Run
 from sani_dist.stages.prepare import prepare_attack
 
@@ -247,6 +248,6 @@ def test_without_held_out_documents_the_control_is_trained_on_and_is_no_control_
 
 def test_a_run_without_its_text_cannot_be_attacked(finished_run: Run, tmp_path: Path) -> None:
     run = Run.open(Path(shutil.copytree(finished_run.folder, tmp_path / "run")))
-    run.purge()
+    purge(run.folder)
     with pytest.raises(sani_dist.InputError, match="was purged: its text is needed"):
         api.attack(run.folder)

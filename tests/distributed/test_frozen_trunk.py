@@ -21,6 +21,7 @@ from sani_dist.config import Config, CorpusSettings
 from sani_dist.corpus.prepare import prepare
 from sani_dist.corpus.rows import PackedRows
 from sani_dist.errors import RunError
+from sani_dist.purge import purge
 from sani_dist.run import Run
 
 from . import plain
@@ -143,7 +144,7 @@ def test_a_whole_run_keeps_the_states_until_it_has_trained(
             "rank-00001.bin",
             f"{folder.name}.json",
         ]
-    assert {"repair/trunk", "repair/teacher"} <= set(copy.purge())
+    assert {"repair/trunk", "repair/teacher"} <= set(purge(copy.folder))
     assert not any(copy.path("repair", folder.name).exists() for folder in folders)
 
     seen = []

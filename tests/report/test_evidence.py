@@ -11,6 +11,7 @@ import pytest
 
 from sani_dist import api
 from sani_dist.errors import InputError
+from sani_dist.purge import purge
 from sani_dist.run import Run
 
 from .conftest import MakeRun
@@ -92,7 +93,7 @@ def test_a_card_and_a_licence_beside_the_model_change_nothing(make_run: MakeRun)
 @pytest.mark.parametrize("change", [replace_model, edit_settings])
 def test_a_purged_run_is_tied_to_model_and_settings_as_well(make_run: MakeRun, change: Callable[[Run], None]) -> None:
     run = make_run()
-    run.purge()
+    purge(run.folder)
     assert "Quackenbush" not in run.path("config.yaml").read_text()
     assert all(outcome.passed for outcome in api.verify(run.folder, LIMIT))
     change(run)
