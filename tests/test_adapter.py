@@ -62,7 +62,7 @@ def test_what_a_dry_run_says(check: Callable[..., dict[str, Any]], adapter: Call
     assert (found["architecture"], found["streamed"]) == ("LlamaForCausalLM", True)
     assert (found["neurons_reset"], found["heads_reset"]) == (round(0.3 * 41), 0)
     assert found["disk_bytes"] == count * (2 + 12 * 2)
-    assert found["training_bytes"] == found["parameters"] * 2 + count * (2 + 12)
+    assert found["training_bytes"] == found["parameters"] * 2 + count * 16
 
 
 def test_ranks_and_scales_of_their_own_are_plain_lora(

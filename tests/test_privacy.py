@@ -19,7 +19,11 @@ from sani_dist.run import SENSITIVE_CONTENT, Run
 from . import tiny
 
 # There was no review, and no layer was frozen.
-NOT_THERE = {"corpus/review.csv", *(f"repair/{name}" for name in ("trunk", ".tmp-trunk", "teacher", ".tmp-teacher"))}
+NOT_THERE = {
+    "corpus/review.csv",
+    "corpus/review",
+    *(f"repair/{name}" for name in ("trunk", ".tmp-trunk", "teacher", ".tmp-teacher")),
+}
 
 
 def contents(folder: Path) -> Iterator[tuple[str, bytes]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import re
 from urllib.parse import unquote
@@ -35,17 +36,32 @@ def unescaped(text: str) -> tuple[str, np.ndarray, np.ndarray]:
         pieces, firsts, lasts = list[str](), list[np.ndarray](), list[np.ndarray]()
         done = 0
         for match in _ESCAPE.finditer(text):
-            start, end = match.span()
-            meant = _meant(match)
-            pieces += text[done:start], meant
-            firsts += starts[done:start], np.full(len(meant), starts[start])
-            lasts += ends[done:start], np.full(len(meant), ends[end - 1])
-            done = end
+            pieces.append(text[done : match.start()])
+            firsts.append(starts[done : match.start()])
+            lasts.append(ends[done : match.start()])
+            for meant, start, end in _parts(match):
+                pieces.append(meant)
+                firsts.append(np.full(len(meant), starts[start]))
+                lasts.append(np.full(len(meant), ends[end - 1]))
+            done = match.end()
         if not pieces:
             break
         text = "".join([*pieces, text[done:]])
         starts, ends = np.concatenate([*firsts, starts[done:]]), np.concatenate([*lasts, ends[done:]])
     return text, starts, ends
+
+
+def _parts(match: re.Match[str]) -> list[tuple[str, int, int]]:
+    """What an escape means, and from where to where it stands: the characters of %20%C3%A9 one by one."""
+    if match["url"]:
+        with contextlib.suppress(UnicodeDecodeError):
+            parts, start = [], match.start()
+            for character in unquote(match[0], errors="strict"):
+                end = start + 3 * len(character.encode())
+                parts.append((character, start, end))
+                start = end
+            return parts
+    return [(_meant(match), *match.span())]
 
 
 def _meant(match: re.Match[str]) -> str:

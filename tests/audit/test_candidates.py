@@ -27,7 +27,7 @@ QUESTIONS = [
 
 def scored(model: PreTrainedModel, rows: CandidateRows) -> TokenScores:
     """As `audit.scores.score` does it, without ranks."""
-    engine: Any = SimpleNamespace(module=CausalModel(model), device=torch.device("cpu"))
+    engine: Any = SimpleNamespace(module=CausalModel(model), device=torch.device("cpu"), alone=False)
     batch = rows.batch(range(len(rows)))
     with torch.no_grad(), branching(engine, batch):
         logits = engine.module(batch.input_ids, batch.position, lambda hidden, weight, *_: hidden @ weight.t())

@@ -106,7 +106,7 @@ def test_two_columns_of_one_name_in_parquet(tmp_path: Path) -> None:
 
 def test_a_table_without_header_is_not_quoted(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text(f"{SECRET},came\nAnn,left\n")
-    assert "no column `text`; it has 2 columns" in refusal(tmp_path / "x.csv")
+    assert "no column `text`; it has 2 unusual columns" in refusal(tmp_path / "x.csv")
 
 
 # Encodings
@@ -305,7 +305,7 @@ def test_subjects_stay_apart() -> None:
 def test_subjects_that_are_none(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text('{"text": "a", "who": ["Zyxwort"]}\n')
-    assert "column `who` is neither text nor a number" in refusal(path, subject="who")
+    assert "column of the name that the settings give is neither text nor a number" in refusal(path, subject="who")
     path.write_text('{"text": "a", "who": "\\ud800"}\n')
     (record,) = read_records(str(path), "text", "who")
     assert record.subject is not None

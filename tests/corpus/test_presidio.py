@@ -75,7 +75,7 @@ def test_words_of_the_layout_are_dropped_and_no_name_is_lost(tmp_path):
 def test_wrong_settings_are_input_errors():
     with pytest.raises(InputError, match="spaCy model no_such_model is not installed"):
         found("x", spacy_model="no_such_model")
-    with pytest.raises(InputError, match="`entities` has NOTHING"):
+    with pytest.raises(InputError, match="entry 1 of `entities` is unknown"):
         found("x", entities=["NOTHING"])
     with pytest.raises(InputError, match="pattern of BAD is wrong"):
         found("x", patterns=[{"kind": "BAD", "regex": "("}])

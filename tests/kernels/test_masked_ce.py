@@ -378,7 +378,7 @@ def test_arguments_that_do_not_fit(change: dict[str, Any]) -> None:
     "change",
     [
         {"reduction": "mean"}, {"roles": torch.ones(3, dtype=torch.uint8)}, {"row_weights": torch.ones(2, 1)},
-        {"roles": torch.tensor([1, 0], dtype=torch.uint8)}, {"roles": torch.tensor([3, 1], dtype=torch.uint8)},
+        {"roles": torch.tensor([1, 0], dtype=torch.uint8)}, {"roles": torch.tensor([4, 1], dtype=torch.uint8)},
         {"label_smoothing": 1.5}, {"label_smoothing": -0.1}, {"label_smoothing": math.nan}, {"z_loss": -1.0}, {"z_loss": math.inf},
         {"softcap": 0.0}, {"softcap": math.inf}, {"softcap": math.nan}, {"floor": 1.0}, {"max_bytes": 0}, {"max_bytes": -4},
         {"normalizer": 0.0}, {"normalizer": -1.0}, {"normalizer": math.inf}, {"normalizer": math.nan},

@@ -140,7 +140,7 @@ def test_metrics_that_were_cut_cost_a_part_of_the_curve(make_run: MakeRun) -> No
 
 
 def test_a_damaged_source_is_one_line(make_run: MakeRun) -> None:
-    from sani_dist.pipeline import check_unchanged
+    from sani_dist.stages.preflight import check_unchanged
 
     run = make_run()
     run.path("source.json").write_text("{")

@@ -42,12 +42,14 @@ def test_documents_that_differ_much_do_not_widen_it() -> None:
     assert (measured.low, measured.value, measured.high) == pytest.approx((0.1, 0.1, 0.1))
 
 
-def test_only_documents_of_that_split_that_both_audits_hold_count() -> None:
+def test_audits_of_other_documents_are_not_compared() -> None:
     tokens = np.full(20, 10)
     loss = np.full(20, 7.0)
     before = pd.concat([table(loss, tokens), table(0 * loss, tokens, "general_test")])
-    measured = perplexity_rise("heldout", before, table(loss, tokens)[:15])
-    assert (measured.n, measured.value) == (15, 0)
+    measured = perplexity_rise("heldout", before, table(loss, tokens))
+    assert (measured.n, measured.value) == (20, 0)
+    fewer = perplexity_rise("heldout", before, table(loss, tokens)[:15])
+    assert (fewer.n, fewer.value, fewer.reason) == (15, None, "the two audits are not of the same documents")
 
 
 def test_few_documents_give_a_reason_instead_of_a_value() -> None:
