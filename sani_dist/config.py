@@ -49,7 +49,10 @@ class ModelSettings(Settings):
     adapter: Path | None = Field(
         None, description="folder of a LoRA adapter of the model of `path`: it alone is sanitised and exported"
     )
-    base: Path | None = Field(None, description="checkpoint before the sensitive training; needed by erase.reset=base")
+    base: Path | None = Field(
+        None,
+        description="checkpoint before the sensitive training; needed by erase.reset=base, and measured for comparison",
+    )
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="precision of training and of the export")
     allow_pickle: bool = Field(
         False, description="weights may be in .bin files, here, in base and in audit.reference; read as tensors alone"
@@ -359,8 +362,8 @@ class HarnessSettings(Settings):
 class AuditSettings(Settings):
     """What is measured before and after. Perplexity always is."""
 
-    metrics: tuple[Literal["extraction", "generation", "exposure", "membership", "utility"], ...] = Field(
-        ("extraction", "generation", "exposure", "membership", "utility"),
+    metrics: tuple[Literal["extraction", "generation", "exposure", "membership", "utility", "use"], ...] = Field(
+        ("extraction", "generation", "exposure", "membership", "utility", "use"),
         description="families of metrics; fewer cost less",
     )
     samples: tuple[Annotated[int, Field(ge=1)], ...] = Field(
@@ -374,6 +377,10 @@ class AuditSettings(Settings):
     )
     continuations: Annotated[int, Field(ge=1)] = Field(
         32, description="questions for the true next sentence, in held-out and in general text"
+    )
+    copying_documents: Annotated[int, Field(ge=1)] = Field(
+        200,
+        description="control documents at whose end some of their values are repeated, to see whether the model copies them",
     )
     generation: GenerationSettings = GenerationSettings()
     harness: HarnessSettings = HarnessSettings()
@@ -436,6 +443,15 @@ class VerifySettings(Settings):
         None, description="relative rise of perplexity on held-out documents, 0.05: 5 %"
     )
     max_general_loss: Rise | None = Field(None, description="relative rise of perplexity on general text")
+    min_copying: Share | None = Field(
+        None,
+        description="of what the better of the model before and model.base copies from its prompt, the share that must be left, 0.9: 90 %",
+    )
+    max_plausibility_shift: Rise | None = Field(
+        None,
+        description="relative change, up or down, of the mean log-probability of identifiers that no training saw, against model.base, "
+        "without it against the model before; 0.15: 15 %",
+    )
 
 
 def _number_of_workers(value: Any, validated: ValidatorFunctionWrapHandler) -> int | tuple[int, int]:

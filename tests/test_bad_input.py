@@ -142,6 +142,16 @@ def test_a_base_of_another_model(refused: Callable[..., None], gpt2_folder: Path
     refused("nowhere", model={"base": str(tmp_path / "nowhere")}, **base)
 
 
+def test_a_base_that_the_audit_cannot_ask(refused: Callable[..., None], model_copy: Path) -> None:
+    """Broken in its config, or in its weights."""
+    config = model_copy / "config.json"
+    whole = config.read_text()
+    for broken in ("{}", whole.replace('"num_hidden_layers": 3', '"num_hidden_layers": 4')):
+        assert broken != whole
+        config.write_text(broken)
+        refused("model.base: its config.json and weights are no checkpoint", model={"base": str(model_copy)})
+
+
 # The text
 
 

@@ -1,10 +1,11 @@
 """What really comes out when the model writes: a check on what `extraction` computes, and attacks that it cannot compute.
 
-Three questions, each also asked of identifiers that no training saw:
+Questions, each also asked of identifiers that no training saw:
 
 - For a sample of spans, does greedy decoding from the true text before them write them, as teacher forcing says for all spans? Another
   segmentation of the same text counts too.
 - For the same spans, does one of a few samples from the likeliest tokens (top-k), which leak more than plain sampling?
+- Where an identifier of the control stands, does greedy decoding write one of its kind's form? (`use.py`)
 - Which values of the corpus stand, word for word, in texts written from fixed prompts and from nothing? Common values do by chance, so
   what never-trained values reach is subtracted. The publication (arXiv 2510.21322) counts these regurgitations.
 """
@@ -19,6 +20,7 @@ import numpy as np
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
+from sani_dist.audit.forms import begins_with_form, forms
 from sani_dist.audit.measurement import Measurement, clopper_pearson, difference
 from sani_dist.audit.sampling import Decoding, Prompt, generate
 from sani_dist.audit.scores import TokenScores
@@ -38,6 +40,8 @@ class Asked:
     """A span with its tokens `ids`, which lie at `place` (row, first, end) of its split, and those before them. `value`: sensitive."""
 
     population: str
+    document: int
+    kind: str
     place: tuple[int, int, int]
     prompt: Prompt
     ids: np.ndarray
@@ -66,16 +70,21 @@ def ask(
             start = int(np.flatnonzero(document == document[first])[0])
             if start < first:
                 found[index] = (row, first, end), ids[start:first], ids[first:end]
-        values = corpus.values(table.loc[list(found)])
+        chosen = table.loc[list(found)]
+        columns = (chosen["document"], chosen["kind"], corpus.values(chosen), found.values())
         asked += [
-            Asked(population, place, Prompt(before, len(ids) + SPARE_TOKENS), ids, values[index])
-            for index, (place, before, ids) in found.items()
+            Asked(population, int(document), str(kind), place, Prompt(before, len(ids) + SPARE_TOKENS), ids, value)
+            for document, kind, value, (place, before, ids) in zip(*columns, strict=True)
         ]
     return asked
 
 
 class Generation:
-    """What one audit generates. `prompts`: how many, for showing progress."""
+    """What one audit generates. `prompts`: how many, for showing progress.
+
+    written_forms: once measured, document, kind and written of each span of the control: whether greedy decoding wrote an identifier of
+    the form that values of this kind have in the corpus.
+    """
 
     def __init__(
         self, spans: pd.DataFrame, rows: Mapping[str, PackedRows], corpus: Corpus, tokenizer: PreTrainedTokenizerBase,
@@ -85,6 +94,8 @@ class Generation:
         self._asked = ask(spans, rows, corpus, settings.spans, seed)
         self._values = {name: _values(corpus, spans[spans["split"] == split]) for name, split in SPLITS.items()}
         self._probes = _probes(tokenizer, settings)
+        self._forms = {str(kind): forms(values) for kind, values in corpus.values(spans).groupby(spans["kind"])}
+        self.written_forms = pd.DataFrame({"document": [], "kind": [], "written": []})
         self.prompts = 2 * len(self._asked) + sum(map(len, self._probes.values()))
 
     def measure(
@@ -104,6 +115,12 @@ class Generation:
 
         prompts = [asked.prompt for asked in self._asked]
         greedy = write(prompts, 1, 1)
+        lines = [
+            (asked.document, asked.kind, begins_with_form(self._text(written[0]), self._forms[asked.kind]))
+            for asked, written in zip(self._asked, greedy, strict=True)
+            if asked.population == "control"
+        ]
+        self.written_forms = pd.DataFrame(lines, columns=["document", "kind", "written"])
         sampled = write(prompts, settings.samples, settings.top_k)
         texts = {}
         for name, probes in self._probes.items():

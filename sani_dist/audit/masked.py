@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from sani_dist.audit import use
 from sani_dist.audit.extraction import extraction, score_spans
 from sani_dist.audit.losses import document_losses
 from sani_dist.audit.measure import UNSEEN, Audit, Report
@@ -24,7 +25,7 @@ from sani_dist.corpus.masking import HiddenRows, every_token
 from sani_dist.corpus.rows import LEARN, PackedRows
 from sani_dist.engine.zero3 import Engine
 
-# The metrics that are measured of a masked language model; the others ask it to go on with a text.
+# The metrics that are measured of a masked language model; the others ask it to go on with a text. Of `use` the report says so.
 METRICS = ("extraction", "utility")
 
 
@@ -66,8 +67,11 @@ def audit_masked(
             for split in UNSEEN
             if split in rows
         ]
+    if "use" in settings.metrics:
+        measured += use.measure(use.EMPTY, use.NOT_MASKED)
     broken = {split: sum(found.not_finite for found in scores[split].values()) for split in rows}
-    return Audit(measured, document_losses(ordinary, rows), {split: count for split, count in broken.items() if count})
+    not_finite = {split: count for split, count in broken.items() if count}
+    return Audit(measured, document_losses(ordinary, rows), not_finite, use.EMPTY)
 
 
 def _asked(rows: PackedRows, spans: pd.DataFrame, mask_token: int) -> dict[str, HiddenRows]:

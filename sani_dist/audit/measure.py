@@ -11,7 +11,9 @@ import numpy as np
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
+from sani_dist.audit import use
 from sani_dist.audit.candidates import CandidateRows, Question, branching
+from sani_dist.audit.copying import CopyingRows
 from sani_dist.audit.exposure import Ranked, candidates, choose, exposure, rank_of_first
 from sani_dist.audit.extraction import extraction, score_spans
 from sani_dist.audit.generation import Generation
@@ -35,11 +37,13 @@ UNSEEN = ("heldout", "general_test")
 
 @dataclass(frozen=True)
 class Audit:
-    """What was measured, the loss of each document (see `audit.losses`), and of each split how many scores are not finite."""
+    """What was measured, the loss of each document (see `audit.losses`), of each split how many scores are not finite, and of each control
+    document what `audit.use` sums."""
 
     measurements: list[Measurement]
     losses: pd.DataFrame
     not_finite: dict[str, int]
+    use: pd.DataFrame
 
 
 def audit(
@@ -64,13 +68,23 @@ def audit(
         if "generation" in wanted
         else None
     )
-    total = sum(map(len, rows.values())) + len(questions.rows) + (texts.prompts if texts is not None else 0)
+    asks_use = "use" in wanted and "control" in rows
+    copies = _copying_rows(corpus, tokenizer, spans, rows, settings) if asks_use else None
+    prompts = texts.prompts if texts is not None else 0
+    copied = len(copies) if copies is not None else 0
+    total = sum(map(len, rows.values())) + copied + len(questions.rows) + prompts
     done, scores = 0, {}
     for split, of_split in rows.items():
         moments = "membership" in wanted and split in SPLITS.values()
+        ranks = asks_use and split == "control"
         step = partial(_report_from, report, done, total)
-        scores[split] = score(engine, of_split, settings.micro_rows, step, moments=moments)
+        scores[split] = score(engine, of_split, settings.micro_rows, step, moments=moments, rank=ranks)
         done += len(of_split)
+    sums = use.EMPTY
+    if copies is not None:
+        step = partial(_report_from, report, done, total)
+        sums = _use(engine, scores["control"], copies, spans, settings, step)
+        done += copied
     step = partial(_report_from, report, done, total)
     answers = score(engine, questions.rows, settings.micro_rows, step, attention=branching)
     done += len(questions.rows)
@@ -84,6 +98,10 @@ def audit(
         measured += extraction(sensitive, control, settings.samples)
     if texts is not None and not broken:
         measured += texts.measure(engine, scores, partial(_report_from, report, done, total))
+        if asks_use:
+            sums = _joined(sums, use.of_forms(texts.written_forms))
+    if "use" in wanted:
+        measured += use.measure(sums, None if asks_use else use.NO_CONTROL)
     if "exposure" in wanted:
         measured += questions.exposure(answers)
     if "membership" in wanted:
@@ -96,12 +114,55 @@ def audit(
         measured += questions.accuracy(answers) if not broken else []
     if settings.harness.tasks and not broken:
         measured += harness(engine, tokenizer, settings, max(of_split.row_length for of_split in rows.values()))
-    return Audit(measured, document_losses(scores, rows), broken)
+    return Audit(measured, document_losses(scores, rows), broken, use.EMPTY if broken else sums)
+
+
+def audit_use(
+    engine: Engine, rows: Mapping[str, PackedRows], corpus: Corpus, tokenizer: PreTrainedTokenizerBase, settings: AuditSettings,
+    report: Report = lambda done, total: None,
+) -> tuple[list[Measurement], pd.DataFrame]:  # fmt: skip
+    """What `audit` says of the use that must stay, of a model to compare with: one forward pass over the control, and nothing written."""
+    if "control" not in rows:
+        return use.measure(use.EMPTY, use.NO_CONTROL), use.EMPTY
+    spans = corpus.spans()
+    copies = _copying_rows(corpus, tokenizer, spans, rows, settings)
+    total = len(rows["control"]) + len(copies)
+    step = partial(_report_from, report, 0, total)
+    control = score(engine, rows["control"], settings.micro_rows, step, rank=True)
+    step = partial(_report_from, report, len(rows["control"]), total)
+    sums = _use(engine, control, copies, spans, settings, step)
+    return [m for m in use.measure(sums) if m.metric != "value_form"], sums
 
 
 def reference_scores(engine: Engine, rows: Mapping[str, PackedRows], settings: AuditSettings) -> dict[str, TokenScores]:
     """Scores of repair and control by the model that membership is compared with."""
     return {split: score(engine, rows[split], settings.micro_rows) for split in SPLITS.values() if split in rows}
+
+
+def _copying_rows(
+    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, spans: pd.DataFrame, rows: Mapping[str, PackedRows], settings: AuditSettings
+) -> CopyingRows:  # fmt: skip
+    length = max(of_split.row_length for of_split in rows.values())
+    return CopyingRows(corpus, tokenizer, spans, length, most=settings.copying_documents, seed=settings.seed)
+
+
+def _use(
+    engine: Engine, control: TokenScores, copies: CopyingRows, spans: pd.DataFrame, settings: AuditSettings,
+    report: Callable[[int], None],
+) -> pd.DataFrame:  # fmt: skip
+    """All that `audit.use` can sum from forward passes. `control`: scores of the control's rows, with ranks."""
+    repeats = score(engine, copies, settings.micro_rows, report)
+    here = spans[spans["split"] == "control"]
+    return _joined(
+        use.of_copies("copied", control, here[here["in_context"]]),
+        use.of_copies("copied_appended", repeats, copies.spans),
+        use.of_values(control, here[~here["in_context"]]),
+    )
+
+
+def _joined(*sums: pd.DataFrame) -> pd.DataFrame:
+    there = [lines for lines in sums if len(lines)]
+    return pd.concat(there, ignore_index=True) if there else use.EMPTY
 
 
 class _Questions:

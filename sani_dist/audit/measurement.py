@@ -69,6 +69,13 @@ def bootstrap_by_document(values: np.ndarray, weights: np.ndarray, documents: np
     return float(low), float(high)
 
 
+def paired_by_document(values: np.ndarray, weights: np.ndarray, documents: np.ndarray) -> tuple[float, float, float]:
+    """sum(values) / sum(weights), and its interval as `bootstrap_by_document` has it. Weights may be another model's values, of one sign:
+    then it is the ratio of the two models."""
+    sign = -1 if weights.sum() < 0 else 1
+    return float(values.sum() / weights.sum()), *bootstrap_by_document(sign * values, sign * weights, documents)
+
+
 def difference_by_document(
     first: np.ndarray, first_documents: np.ndarray, second: np.ndarray, second_documents: np.ndarray
 ) -> tuple[float, float]:

@@ -89,6 +89,15 @@ class Source:
         """A whole model in `folder`, in the same precision: one to compare with."""
         return Source(self.settings.model_copy(update={"path": folder, "adapter": None}))
 
+    def before_training(self) -> Source | None:
+        """The model before the sensitive training, where one is given that reads the same tokens."""
+        base = self.settings.base
+        if base is None or not (base / "config.json").is_file():
+            return None
+        source = self.other(base)
+        sizes = {config.get_text_config().vocab_size for config in (self.config, source.config)}
+        return source if len(sizes) == 1 else None
+
     # As a model
 
     def empty(self) -> tuple[PreTrainedModel, Layout | None]:
@@ -184,6 +193,9 @@ class _AdapterSource(Source):
 
     def elsewhere(self, folder: Path) -> Source:
         return _AdapterSource(self.settings.model_copy(update={"adapter": folder}))
+
+    def before_training(self) -> Source | None:
+        return self.other(self.settings.path)
 
     def empty(self) -> tuple[PreTrainedModel, Layout | None]:
         model, layout = super().empty()

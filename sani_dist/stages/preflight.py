@@ -36,6 +36,8 @@ def check(config: Config) -> dict[str, Any]:
     units = last_units(model, config.erase.layers, config.erase.units) if config.erase.layers else []
     if config.erase.reset == "base":
         source.base_layout(model, parameter_names(units))
+    if "use" in config.audit.metrics and not source.masked:
+        _check_base(source)
     if source.masked:
         _check_masked(config, model, source.tokenizer)
     for name, other in (("audit.reference", config.audit.reference), ("attack.gold", config.attack.gold)):
@@ -123,6 +125,19 @@ def _check_masked(config: Config, model: PreTrainedModel, tokenizer: PreTrainedT
             "repair.objectives.unlikelihood: not for a masked language model, whose sensitive tokens are never hidden in training; "
             "set it to 0, or `preset: paper`"
         )
+
+
+def _check_base(source: Source) -> None:
+    """Raises InputError for a model before the sensitive training that cannot be asked what the audit compares with."""
+    try:
+        base = source.before_training()
+        if base is not None:
+            base.empty()
+    except InputError:
+        raise InputError(
+            "model.base: its config.json and weights are no checkpoint that transformers reads; the audit compares with it unless `use` is "
+            "left out of audit.metrics"
+        ) from None
 
 
 def _check_other(name: str, folder: Path, source: Source, packs_none: bool) -> None:

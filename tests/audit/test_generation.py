@@ -41,7 +41,7 @@ def test_generation_confirms_what_teacher_forcing_says(written: list[int], force
     is_argmax = np.zeros((2, 6), dtype=bool)
     is_argmax[1, 2:5] = True
     scores = {"repair": TokenScores(np.zeros((2, 6), np.float32), is_argmax)}
-    asked = Asked("sensitive", (1, 2, 5), Prompt(np.array([3]), 4), np.array([7, 8, 9]), "value")
+    asked = Asked("sensitive", 0, "PERSON", (1, 2, 5), Prompt(np.array([3]), 4), np.array([7, 8, 9]), "value")
     assert confirms(asked, np.array(written), scores) is forced
     is_argmax[1, 4] = False
     assert confirms(asked, np.array(written), scores) is not forced
