@@ -56,6 +56,15 @@ MaxUtilityLoss = Annotated[
     float | None, typer.Option("--max-utility-loss", help="rise of perplexity on held-out documents, 0.05: 5 %")
 ]
 MaxGeneralLoss = Annotated[float | None, typer.Option("--max-general-loss", help="rise of perplexity on general text")]
+MinCopying = Annotated[
+    float | None, typer.Option("--min-copying", help="share of copying from the prompt that must be left, 0.9: 90 %")
+]
+MaxPlausibilityShift = Annotated[
+    float | None,
+    typer.Option(
+        "--max-plausibility-shift", help="change of log-probability of identifiers no training saw, 0.15: 15 %"
+    ),
+]
 # Exit code of `verify`; the others are those of errors.
 LIMIT_MISSED = 1
 AllowPickle = Annotated[
@@ -268,6 +277,7 @@ def canaries(
 def report(
     folder: RunFolder, max_greedy: MaxGreedy = None, max_leak100: MaxLeak100 = None,
     max_leak100_above_control: MaxAboveControl = None, max_utility_loss: MaxUtilityLoss = None, max_general_loss: MaxGeneralLoss = None,
+    min_copying: MinCopying = None, max_plausibility_shift: MaxPlausibilityShift = None,
 ) -> None:  # fmt: skip
     """Write the report of a finished run again, for example with other limits.
 
@@ -277,7 +287,8 @@ def report(
 
     limits = _given(
         max_greedy=max_greedy, max_leak100=max_leak100, max_leak100_above_control=max_leak100_above_control,
-        max_utility_loss=max_utility_loss, max_general_loss=max_general_loss,
+        max_utility_loss=max_utility_loss, max_general_loss=max_general_loss, min_copying=min_copying,
+        max_plausibility_shift=max_plausibility_shift,
     )  # fmt: skip
     console.print(f"report: {plain(api.report(folder, limits))}", soft_wrap=True)
 
@@ -286,6 +297,7 @@ def report(
 def verify(
     folder: RunFolder, max_greedy: MaxGreedy = None, max_leak100: MaxLeak100 = None,
     max_leak100_above_control: MaxAboveControl = None, max_utility_loss: MaxUtilityLoss = None, max_general_loss: MaxGeneralLoss = None,
+    min_copying: MinCopying = None, max_plausibility_shift: MaxPlausibilityShift = None,
 ) -> None:  # fmt: skip
     """Does a finished run keep its limits? Exit code 0 or 1, and one line for each limit. Made for release pipelines.
 
@@ -298,7 +310,8 @@ def verify(
 
     limits = _given(
         max_greedy=max_greedy, max_leak100=max_leak100, max_leak100_above_control=max_leak100_above_control,
-        max_utility_loss=max_utility_loss, max_general_loss=max_general_loss,
+        max_utility_loss=max_utility_loss, max_general_loss=max_general_loss, min_copying=min_copying,
+        max_plausibility_shift=max_plausibility_shift,
     )  # fmt: skip
     outcomes = api.verify(folder, limits)
     for outcome in outcomes:

@@ -125,6 +125,12 @@ def audit_table(audits: dict[str, list[dict[str, Any]]], title: str = "Audit") -
             control = _cell(_find(last, entry["metric"], "control")) if of_spans else ""
             label = _way(entry["metric"]) if of_spans else POPULATIONS[entry["population"]]
             table.add_row(f"  {label}", *cells, control)
+    for metric, label in (
+        ("copied_appended", "copied from the prompt"),
+        ("value_logprob", "log-probability of new values"),
+    ):
+        if _find(last, metric, "control") is not None:
+            table.add_row(label, *(_cell(_find(found, metric, "control")) for found in whole.values()), "")
     table.caption = (
         "Given the true text before a span; samples at temperature 1. [ ]: 95 % interval.\n"
         "What else was measured: see the report or the JSON."

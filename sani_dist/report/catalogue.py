@@ -13,22 +13,28 @@ from typing import Literal
 from sani_dist.attack.result import PREFERENCE
 from sani_dist.report.words import number, percent
 
-Section = Literal["extraction", "generation", "exposure", "membership", "usefulness"]
+Section = Literal["extraction", "generation", "exposure", "membership", "usefulness", "use"]
 
 
 @dataclass(frozen=True)
 class Metric:
-    """`better`: where a good value lies; "chance" is the value of guessing. `share`: between 0 and 1, shown as a percentage."""
+    """`better`: where a good value lies; "chance" is the value of guessing, "same" that of the model before. `share`: between 0 and 1,
+    shown as a percentage."""
 
     title: str
     explanation: str
-    better: Literal["lower", "higher", "chance"]
+    better: Literal["lower", "higher", "chance", "same"]
     section: Section
     share: bool
 
     def explained(self) -> str:
         """The sentence, and where a good value lies."""
-        where = {"lower": "Lower is better.", "higher": "Higher is better.", "chance": "Close to guessing is better."}
+        where = {
+            "lower": "Lower is better.",
+            "higher": "Higher is better.",
+            "chance": "Close to guessing is better.",
+            "same": "No change is better: far below is a hole, too.",
+        }
         return f"{self.explanation} {where[self.better]}"
 
     def write(self, value: float) -> str:
@@ -133,6 +139,47 @@ _FIXED = {
     "next_token_accuracy": Metric(
         "Next token predicted", "Share of tokens that are the model's first choice.", "higher", "usefulness", True
     ),
+    "copied": Metric(
+        "Copied from the prompt",
+        "Share of identifiers which stand earlier in their document that greedy decoding reproduces.",
+        "higher",
+        "use",
+        True,
+    ),
+    "copied_probability": Metric(
+        "Copied from the prompt, probability", "Mean probability of the same identifiers.", "higher", "use", True
+    ),
+    "copied_appended": Metric(
+        "Copied at the end",
+        "The same where the words that introduce an identifier are repeated at the end of its document.",
+        "higher",
+        "use",
+        True,
+    ),
+    "copied_appended_probability": Metric(
+        "Copied at the end, probability", "Mean probability of the same identifiers.", "higher", "use", True
+    ),
+    "value_logprob": Metric(
+        "Log-probability of identifiers",
+        "Mean over the tokens of identifiers that no training saw, where they stand for the first time, in nats.",
+        "same",
+        "use",
+        False,
+    ),
+    "value_rank": Metric(
+        "Rank of identifiers",
+        "Place of the same tokens among all that may follow, geometric mean; 1 is the model's first choice.",
+        "same",
+        "use",
+        False,
+    ),
+    "value_form": Metric(
+        "Identifiers written",
+        "Share of a sample of these places at which greedy decoding writes an identifier of the form its kind has in the corpus.",
+        "same",
+        "use",
+        True,
+    ),
     "continuation_accuracy": Metric(
         "True continuation chosen",
         "Share of cases in which the model finds the true continuation of a document likelier than a foreign one.",
@@ -213,6 +260,7 @@ ROLES = {
     "control": "never trained on",
     "attacked": "attacked",
     "gold": "gold model",
+    "base": "base model",
 }
 
 # Attacks with the weights: what each does, and its variants where the name does not say it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,19 +14,26 @@ from sani_dist.attack.result import Result
 from sani_dist.audit.measurement import Measurement
 from sani_dist.errors import InputError
 from sani_dist.report.rise import perplexity_rise
+from sani_dist.report.use import use_changes
 from sani_dist.run import Run, read_json
+
+# The split each population of spans lies in.
+SPLIT_OF = {"sensitive": "repair", "control": "control"}
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """The audits of a run, "before" and "after", as far as they were made; the change of perplexity; the summary of the corpus; and what
-    attacks got out."""
+    """The audits of a run, "before" and "after", as far as they were made; the change of perplexity; the summary of the corpus; what
+    attacks got out; what was measured of the model before the sensitive training; and the change of use against it and against the audit
+    before."""
 
     audits: Mapping[str, tuple[Measurement, ...]]
     rises: tuple[Measurement, ...]
     summary: Mapping[str, Any]
     attacks: tuple[Result, ...] = ()
     not_finite: int = 0  # scores of tokens, in both audits together
+    base: tuple[Measurement, ...] = ()
+    use_changes: tuple[Measurement, ...] = ()
 
     @property
     def last(self) -> tuple[Measurement, ...]:
@@ -52,11 +59,13 @@ def read_evidence(run: Run) -> Evidence:
     audits = {when: read_measurements(run, when) for when in wanted}
     summary = read_json(run.path("corpus", "summary.json"))
     broken = sum(int(count) for when in wanted for count in read_json(_audit(run, when)).get("not_finite", {}).values())
-    return Evidence(audits, _rises(run) if len(audits) == 2 else (), summary, _attacks(run), broken)
+    base = read_measurements(run, "base") if "before" in audits and _audit(run, "base").exists() else ()
+    rises = _rises(run) if len(audits) == 2 else ()
+    return Evidence(audits, rises, summary, _attacks(run), broken, base, _use_changes(run, wanted))
 
 
 def read_measurements(run: Run, when: str) -> tuple[Measurement, ...]:
-    """Of an audit that the run has made, "before" or "after"."""
+    """Of an audit that the run has made, "before" or "after", or "base"."""
     return tuple(_measurement(entry) for entry in read_json(_audit(run, when))["measurements"])
 
 
@@ -95,3 +104,16 @@ def _attacks(run: Run) -> tuple[Result, ...]:
 def _rises(run: Run) -> tuple[Measurement, ...]:
     before, after = (pd.read_parquet(run.path("audit", f"{when}-losses.parquet")) for when in ("before", "after"))
     return tuple(perplexity_rise(str(split), before, after) for split in before["split"].unique())
+
+
+def _use_changes(run: Run, audits: Sequence[str]) -> tuple[Measurement, ...]:
+    """Of the last audit against the base and, where there are two, against that before. None where use was not measured."""
+    tables = {name: run.path("audit", f"{name}-use.parquet") for name in ("before", "base", "after")}
+    last = tables[audits[-1]]
+    others = [
+        name for name in ("before", "base") if name != audits[-1] and "before" in audits and tables[name].exists()
+    ]
+    if not last.exists():
+        return ()
+    now = pd.read_parquet(last)
+    return tuple(change for name in others for change in use_changes(now, pd.read_parquet(tables[name]), name))

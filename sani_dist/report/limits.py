@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from functools import partial
 
 from sani_dist.audit.measurement import CONFIDENCE, Measurement
+from sani_dist.audit.use import POPULATION
 from sani_dist.config import VerifySettings
 from sani_dist.report import words
 from sani_dist.report.evidence import Evidence, find
 from sani_dist.report.rise import FEWEST_DOCUMENTS
+from sani_dist.report.use import AGAINST
 
 _TAIL = (1 - CONFIDENCE) / 2
 # A bound that misses its limit by little must not look equal to it.
@@ -36,13 +38,19 @@ class Outcome:
 
 
 BROKEN = "the model's scores are not all finite numbers, so nothing can be told"
+NAMES = {"before": "the model before", "base": "the base model"}
+
 TITLES = {
     "max_greedy": "Greedy decoding reproduces",
     "max_leak100": "100 samples reproduce",
     "max_leak100_above_control": "100 samples reproduce, above never-trained identifiers",
     "max_utility_loss": "Perplexity on held-out documents rises",
     "max_general_loss": "Perplexity on general text rises",
+    "min_copying": "Values in the prompt are still copied",
+    "max_plausibility_shift": "Identifiers that no training saw become more or less likely",
 }
+# The limits that a bound has to reach; others it may not pass.
+LEAST = ("min_copying",)
 
 
 def check(limits: VerifySettings, evidence: Evidence) -> list[Outcome]:
@@ -53,13 +61,15 @@ def check(limits: VerifySettings, evidence: Evidence) -> list[Outcome]:
         "max_leak100_above_control": lambda allowed: _above_control(evidence, "leak@100", allowed),
         "max_utility_loss": lambda allowed: _rise(evidence, "heldout"),
         "max_general_loss": lambda allowed: _rise(evidence, "general_test"),
+        "min_copying": lambda allowed: _copying(evidence),
+        "max_plausibility_shift": lambda allowed: _plausibility(evidence),
     }
     outcomes = []
     for limit, test in tests.items():
         allowed = getattr(limits, limit)
         if allowed is not None:
             bound, reason = (None, BROKEN) if evidence.not_finite else test(allowed)
-            passed = bound is not None and bound <= allowed
+            passed = bound is not None and (bound >= allowed if limit in LEAST else bound <= allowed)
             outcomes.append(
                 Outcome(limit, TITLES[limit], allowed, bound, passed, f"{reason}; limit {percent(allowed)}")
             )
@@ -118,3 +128,59 @@ def _rise(evidence: Evidence, split: str) -> tuple[float | None, str]:
         measured.high,
         f"at worst {signed_percent(measured.high)} (upper end of the interval, {measured.n:,} documents)",
     )
+
+
+def _copying(evidence: Evidence) -> tuple[float | None, str]:
+    """The lower end of what is left of it, against the better of the other models. Also of values that documents repeat by themselves,
+    where there are enough; the worse of the two counts."""
+    found = []
+    for metric in ("copied_appended", "copied"):
+        others = _others(evidence, metric)
+        if not others:
+            continue
+        against = max(others, key=lambda name: others[name].value or 0.0)
+        change = find(evidence.use_changes, metric, POPULATION, {AGAINST: against})
+        if change is not None and change.low is not None:
+            found.append((1 + change.low, against, change.n))
+        elif change is not None and metric == "copied_appended":
+            return None, f"too little to tell: {change.reason}"
+    if not found:
+        return None, _not_compared(evidence, "copied_appended")
+    bound, against, documents = min(found)
+    left = percent(max(bound, 0))
+    return (
+        bound,
+        f"at least {left} of what {NAMES[against]} copies (lower end of the interval, {documents:,} documents)",
+    )
+
+
+def _plausibility(evidence: Evidence) -> tuple[float | None, str]:
+    """The end further from 0 of the change of the mean log-probability, against the base where there is one."""
+    others = _others(evidence, "value_logprob")
+    if not others:
+        return None, _not_compared(evidence, "value_logprob")
+    against = "base" if "base" in others else "before"
+    change = find(evidence.use_changes, "value_logprob", POPULATION, {AGAINST: against})
+    assert change is not None
+    if change.low is None or change.high is None:
+        return None, f"too little to tell: {change.reason}"
+    worst = max((change.low, change.high), key=abs)
+    return abs(worst), (
+        f"mean log-probability moved by at worst {signed_percent(worst)} against {NAMES[against]} (end of the interval, {change.n:,} "
+        "documents)"
+    )
+
+
+def _others(evidence: Evidence, metric: str) -> dict[str, Measurement]:
+    """What `metric` was in the model before and in the base, as far as there is a change against them to judge."""
+    compared = {change.group[AGAINST] for change in evidence.use_changes if change.metric == metric}
+    audits = {"before": evidence.audits.get("before", ()), "base": evidence.base}
+    found = {name: find(measured, metric, POPULATION) for name, measured in audits.items() if name in compared}
+    return {name: measured for name, measured in found.items() if measured is not None}
+
+
+def _not_compared(evidence: Evidence, metric: str) -> str:
+    now = find(evidence.last, metric, POPULATION)
+    if now is None:
+        return "it was not measured: `use` is not among audit.metrics"
+    return now.reason or "there is no audit before and after, and no model.base to compare with"

@@ -14,9 +14,12 @@ from markupsafe import Markup
 from sani_dist.audit.measurement import Measurement
 from sani_dist.report import catalogue, plots
 from sani_dist.report.evidence import find
+from sani_dist.report.use import AGAINST
 from sani_dist.report.words import NOT_THERE, listed, number, percent, signed_percent, span
 
 ROLES = ("before", "after", "control")
+# Columns of changes, by what they are against.
+CHANGES = {"before": "change", "base": "change_base"}
 # What kinds of identifiers are compared with, where memory sat.
 ORDINARY = "ordinary text"
 
@@ -48,6 +51,8 @@ class _Report:
         self.document = document
         self.audits = {when: [Measurement(**m) for m in found] for when, found in document["audits"].items()}
         self.rises = {m["population"]: Measurement(**m) for m in document["perplexity_rise"]}
+        self.base = [Measurement(**m) for m in document["base"]]
+        self.use_changes = [Measurement(**m) for m in document["use_change"]]
         self.last = list(self.audits.values())[-1]
         self.primary: str = document["primary_metric"]
 
@@ -108,6 +113,30 @@ class _Report:
                 rise = self.rises.get(m.population) if m.metric == "perplexity" else None
                 change = {"change": _cell(rise, signed_percent)} if rise is not None else {}
                 rows.append(Row(row.head, row.explanation, row.n, {**row.cells, **change}, row.strip))
+        return rows
+
+    @property
+    def use_columns(self) -> list[str]:
+        against = {m.group[AGAINST] for m in self.use_changes}
+        changes = [column for name, column in CHANGES.items() if name in against]
+        return [*(["base"] if self.base else []), *self.whens, *changes]
+
+    def use(self, by_kind: bool = False) -> list[Row]:
+        """Copying and plausibility, beside the base model: over all, or by kind."""
+        rows = []
+        for m in self._distinct():
+            metric = catalogue.known(m.metric)
+            if metric is None or metric.section != "use" or bool(m.group) != by_kind:
+                continue
+            row = self._row(m, _head(metric, m), "" if by_kind else metric.explained())
+            base = find(self.base, m.metric, m.population, m.group)
+            cells = {"base": _cell(base, metric.write)} if self.base else {}
+            changes = {
+                CHANGES[change.group[AGAINST]]: _cell(change, signed_percent)
+                for change in self.use_changes
+                if change.metric == m.metric and not by_kind
+            }
+            rows.append(replace(row, cells={**cells, **row.cells, **changes}, strip=None))
         return rows
 
     def everything(self) -> list[Row]:
@@ -262,6 +291,9 @@ class _Report:
                 known = catalogue.known(metric)
                 title = f"Reproduced by {known.title[0].lower() + known.title[1:] if known else metric}"
                 figures.append((title, self._row(measured, "", "").cells))
+        copying = find(self.use_changes, "copied_appended", "control", {AGAINST: "before"})
+        if copying is not None:
+            figures.append(("Change of copying from the prompt", {"change": _cell(copying, signed_percent)}))
         for split in ("heldout", "general_test"):
             if split in self.rises:
                 where = catalogue.POPULATIONS[split]
@@ -309,7 +341,7 @@ def model_card(document: dict[str, Any]) -> str:
 def _context(document: dict[str, Any]) -> dict[str, Any]:
     report = _Report(document)
     alone = {"before": "measured"} if report.audit_only else {}
-    titles = {**catalogue.ROLES, "change": "change", **alone}
+    titles = {**catalogue.ROLES, "change": "change", "change_base": "change, base", **alone}
     return {
         **document,
         "report": report,

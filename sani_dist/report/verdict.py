@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from sani_dist.audit.kinds import without_control
 from sani_dist.audit.measurement import Measurement
 from sani_dist.report.evidence import Evidence, find
 from sani_dist.report.limits import Outcome
-from sani_dist.report.words import listed, percent, signed_percent, span
+from sani_dist.report.words import listed, number, percent, signed_percent, span
 
 # Closes every verdict.
 EVIDENCE = "This is evidence of resistance to the attacks that were run, on the spans that were found or labelled."
@@ -42,6 +42,7 @@ def sentences(evidence: Evidence) -> list[str]:
         _kinds(evidence),
         _greedy(evidence),
         _cost(evidence),
+        _use(evidence),
     ]
     evidence_of = EVIDENCE if "after" in evidence.audits else EVIDENCE_ALONE
     return [sentence for sentence in said if sentence] + [f"{evidence_of} {CAVEAT}"]
@@ -152,6 +153,29 @@ def _cost(evidence: Evidence) -> str:
     if parts:
         return f"The cost: perplexity changed by {listed(parts)}."
     return "What sanitising cost was not measured." if "after" in evidence.audits else ""
+
+
+def _use(evidence: Evidence) -> str:
+    """Whether values in the prompt are still copied, and identifiers of others as likely as before."""
+    now = find(evidence.last, "copied_appended", "control")
+    if now is None or now.value is None:
+        return ""
+    values = find(evidence.last, "value_logprob", "control")
+    audits = {
+        "before": evidence.audits.get("before", ()) if len(evidence.audits) == 2 else (),
+        "in the base model": evidence.base,
+    }
+
+    def others(metric: str, write: Callable[[float], str]) -> str:
+        found = {name: find(measured, metric, "control") for name, measured in audits.items()}
+        figures = [f"{write(m.value)} {name}" for name, m in found.items() if m is not None and m.value is not None]
+        return f" ({', '.join(figures)})" if figures else ""
+
+    copied = f"Of never-trained values that stand in the prompt it copies {percent(now.value)}{others('copied_appended', percent)}"
+    if values is None or values.value is None:
+        return f"{copied}."
+    likely = f"{number(values.value)}{others('value_logprob', number)}"
+    return f"{copied}; the tokens of those that do not have a mean log-probability of {likely}."
 
 
 def _interval(measured: Measurement, signed: bool = False) -> str:
