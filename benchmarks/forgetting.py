@@ -111,6 +111,8 @@ AUDITED = (
     ("perplexity", "repair", "perplexity, the notes' other words"),
     ("perplexity", "heldout", HELDOUT_PERPLEXITY),
     ("perplexity", "general_test", GENERAL_PERPLEXITY),
+    ("copied_appended", "control", "copying"),
+    ("value_logprob", "control", "identifiers of others, log p"),
 )
 # The 95 % intervals of two of them, by document.
 HIGHEST_LEAK, LOWEST_AUC, HIGHEST_AUC = "leak@100, upper end", "membership AUC, lower end", "membership AUC, upper end"
@@ -250,7 +252,7 @@ class Seed:
         return {
             "model": {"path": str(model), "dtype": self.dtype},
             "corpus": {**config["corpus"], "detect": [{"name": "annotations"}]},
-            "audit": {"metrics": ["extraction", "membership", "utility"], "continuations": 1},
+            "audit": {"metrics": ["extraction", "membership", "utility", "use"], "continuations": 1},
             "attack": {"attacks": list(self.grid.attacks), "relearn_on": list(relearn_on), "seed": self.seed},
             # An attacker trains in batches of the same size.
             "repair": {"epochs": 0, "batch_rows": BATCH_ROWS, "micro_rows": self._micro_rows},
