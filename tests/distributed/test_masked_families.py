@@ -23,6 +23,7 @@ from transformers import (
 )
 
 import sani_dist
+from sani_dist.audit.use import METRICS
 from sani_dist.config import config_from_mapping
 from sani_dist.corpus.rows import NO_DOCUMENT, PackedRows
 from sani_dist.erase import Plan, Unit
@@ -214,6 +215,18 @@ def test_a_run_measures_spans_hidden_whole_and_one_by_one(run: Run) -> None:
             "general_test",
         }
         assert not any(metric.startswith(("exposure", "membership", "generation")) for metric, _ in of_all)
+
+
+def test_a_run_says_that_copying_was_not_measured(run: Run) -> None:
+    said = "not measured: a masked language model does not go on with a text"
+    measured = json.loads(run.path("audit", "after.json").read_text())["measurements"]
+    assert {
+        m["metric"]: m["reason"] for m in measured if m["value"] is None and m["metric"] in METRICS
+    } == dict.fromkeys(METRICS, said)
+    assert said in run.path("report", "index.html").read_text()
+    (outcome,) = sani_dist.api.verify(run.folder, {"min_copying": 0.9})
+    assert not outcome.passed
+    assert outcome.reason.startswith(said)
 
 
 def test_a_run_scores_every_learnable_token_once(run: Run) -> None:
