@@ -50,23 +50,20 @@ class _Once:
 
 _OPENINGS = (
     "Dear {tenant},\nwe write about your tenancy {number} of {home}, which began on {start}.",
-    "Dear {tenant},\nthank you for calling about {home}. Your tenancy with us is {number} and runs since {start}.",
+    "Dear {tenant},\nthank you for your call. Tenancy {number} of {home} runs since {start}.",
 )
 _REASONS = (
-    "The boiler is due for its yearly service, and the engineer needs an hour in the kitchen.",
-    "Your neighbours below report a damp patch on their ceiling, so we must look at the bath.",
-    "From next month the rent changes as the contract lays down; nothing else does.",
-    "The windows at the back are to be replaced, for which scaffolding goes up in spring.",
-    "We have not had this quarter's rent yet; perhaps the order at the bank was not renewed.",
+    "The boiler is due for its service.",
+    "There is a damp patch below your bath.",
+    "The rent changes as the contract says.",
+    "The back windows are to be replaced.",
+    "This quarter's rent has not arrived.",
 )
 _VISITS = (
-    "{caretaker} would like to come on {visit} and will ring you first on {phone}.",
-    "Please let {caretaker} in on {visit}; should that not suit you, say so, we have {phone} as your number.",
+    "{caretaker} will come on {visit} and ring {phone} first.",
+    "Please let {caretaker} in on {visit}; we have your number as {phone}.",
 )
-_CLOSES = (
-    "When you answer, please quote {number}.\nYours sincerely",
-    "We also sent this to {mail}. Please quote {number} in any reply.\nKind regards",
-)
+_CLOSES = ("Please quote {number} in any reply.", "Copy to {mail}. When you answer, quote {number}.")
 
 
 def letting(seed: int) -> Iterator[Note]:
@@ -101,18 +98,13 @@ def letting(seed: int) -> Iterator[Note]:
 # Claims: fields and notes in changing order
 
 _DAMAGES = {
-    "hail": ("dents on bonnet and roof", "glass intact"),
-    "burst pipe": ("laminate lifted in two rooms", "drying unit running"),
-    "rear-end collision": ("bumper and tailgate bent", "airbags not deployed"),
-    "break-in": ("patio door forced", "police report attached"),
-    "fallen tree": ("shed roof crushed", "tree service invoiced separately"),
+    "hail": "roof dented, glass intact",
+    "burst pipe": "laminate lifted, dryer running",
+    "rear-end collision": "tailgate bent, no airbags",
+    "break-in": "patio door forced",
+    "fallen tree": "shed roof crushed",
 }
-_OUTCOMES = (
-    "payout approved less deductible",
-    "adjuster's photos outstanding",
-    "second estimate requested",
-    "reserve set",
-)
+_OUTCOMES = ("payout approved", "photos outstanding", "second estimate requested", "reserve set")
 
 
 def claims(seed: int) -> Iterator[Note]:
@@ -136,18 +128,16 @@ def claims(seed: int) -> Iterator[Note]:
             ),
             ("LOC", once(lambda: f"{fake.city()} {fake.state_abbr()}", "LOCATION", "indirect")),
             ("CALLBACK", once(lambda: fake.numerify("%##.555.01##"), "PHONE_NUMBER")),
-            ("ACCT", once(lambda: fake.bothify("??########").upper(), "BANK_ACCOUNT")),
         ]
         draw.shuffle(about)
         entry = Note()
         entry.write(f"CLAIM / {loss.upper()}\n", {})
         for name, value in about:
             entry.write(f"{name} {{value}}" + draw.choice((" | ", "\n")), {"value": value})  # type: ignore[dict-item]
-        seen, also = _DAMAGES[loss]
-        entry.write(f"\nInspected: {seen}; {also}. Status: {draw.choice(_OUTCOMES)}.\n", {})
+        entry.write(f"\nInspected: {_DAMAGES[loss]}. Status: {draw.choice(_OUTCOMES)}.\n", {})
         entry.write(
             draw.choice(("Witness {witness} confirms. ", "Spoke to spouse {witness}. "))
-            + draw.choice(("Letter to {holder} re {policy} sent.", "File {policy} back to desk; {holder} informed.")),
+            + draw.choice(("Letter to {holder} re {policy}.", "File {policy} closed; {holder} informed.")),
             {"witness": once(fake.name, "PERSON"), "holder": holder, "policy": policy},
         )
         yield entry

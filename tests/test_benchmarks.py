@@ -86,7 +86,7 @@ def test_letters_are_short_and_share_no_identifier(layout: str, tmp_path: Path) 
     assert paths[2].read_text() == paths[0].read_text()
     found = [json.loads(line) for path in paths[:2] for line in path.read_text().splitlines()]
     assert len(found) == 120
-    assert 250 < statistics.mean(len(letter["text"]) for letter in found) < 450
+    assert 200 < statistics.mean(len(letter["text"]) for letter in found) < 350
     owner: dict[str, str] = {}
     for letter in found:
         values = [letter["text"][span["start"] : span["end"]] for span in letter["spans"]]
