@@ -15,8 +15,8 @@ from pathlib import Path
 
 from faker import Faker
 
-from sani_dist.demo.identities import Fields, Identifier
-from sani_dist.demo.notes import Note
+from examples.clinic.identities import Fields, Identifier
+from examples.clinic.notes import Note
 
 # Yields letters of a seed without end.
 Layout = Callable[[int], Iterator[Note]]

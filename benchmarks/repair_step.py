@@ -3,7 +3,8 @@
 Both run the same ZeRO-3 config in bfloat16, with equal global batches: 8 packed rows of 1024 tokens, or as many documents as 8 rows hold
 on average. `Trainer` pads to the longest document of a micro-batch, groups documents of similar length, has the fused AdamW, and logs
 nothing. Each takes the micro-batch that was fastest for it, tried before for one epoch; ours also runs with two thirds of the layers run
-again in backward, which take less memory and more time. All train two epochs and the second is measured, whole: tokens of role "learn" in
+again in backward, which take less memory and more time, and with each objective that draws tokens to another model (`asking_seconds`: what
+that one takes to be asked, before the first step). All train two epochs and the second is measured, whole: tokens of role "learn" in
 the text, over the seconds of the slower rank. Memory is the peak of the larger rank, loading included, above its level after imports and
 after joining the process group.
 
@@ -24,10 +25,11 @@ import notes
 import numpy as np
 import torch
 
-from sani_dist.config import RepairSettings
+from sani_dist.config import Objectives, RepairSettings
 from sani_dist.corpus import PackedRows
 from sani_dist.corpus.encode import Encoded
 from sani_dist.corpus.pack import write_rows
+from sani_dist.corpus.rows import AIM, LEARN
 from sani_dist.repair.schedule import Schedule
 
 CASES = ("ours", "Trainer")
@@ -39,6 +41,8 @@ LEARNING_RATE = 5e-5
 SHORT, SHORT_BATCH, SAME_LOSS = 256, 8, 0.01
 METRICS = ("learnable_tokens_per_second", "peak_rss_bytes", "peak_anonymous_bytes")
 RECOMPUTED, SHARE = "ours, 2/3 of the layers again", 0.67
+# kl: ordinary tokens drawn to the model before; aim: first occurrences of sensitive values to a base, here the same model once more.
+DRAWN = {"ours, kl": {"kl": 1.0}, "ours, aim": {"aim": 1.0}, "ours, kl and aim": {"kl": 1.0, "aim": 1.0}}
 CLAIMS = tuple(
     claim
     for ours in ("ours", RECOMPUTED)
@@ -72,9 +76,10 @@ def compare(folder: Path, repeats: int) -> None:
         for name, found in (
             ("ours", run("ours", best["ours"], epochs=2)),
             (RECOMPUTED, run("ours", best["ours"], "--recomputed", epochs=2)),
+            *((name, run("ours", best["ours"], "--drawn", name, epochs=2)) for name in DRAWN),
             ("Trainer", run("Trainer", best["Trainer"], epochs=2)),
         ):
-            for metric in METRICS:
+            for metric in (*METRICS, *(["asking_seconds"] if name in DRAWN else [])):
                 recorder.add(name, metric, found[metric])
     recorder.save(CLAIMS)
 
@@ -110,6 +115,7 @@ def measure(arguments: argparse.Namespace) -> None:
                 epochs=arguments.epochs, batch_rows=SHORT_BATCH if arguments.unpacked else BATCH_ROWS,
                 micro_rows=arguments.micro, learning_rate=LEARNING_RATE, schedule="constant", warmup=0, checkpoint_every=10**9,
                 activation_checkpointing=SHARE if arguments.recomputed else False,
+                objectives=Objectives.model_validate(DRAWN.get(arguments.drawn, {})),
             )  # fmt: skip
             chosen = rows_of(documents, arguments.result) if arguments.unpacked else rows
             found = ours(model, chosen, settings, arguments.result)
@@ -122,15 +128,31 @@ def measure(arguments: argparse.Namespace) -> None:
 
 
 def ours(model: Path, rows: PackedRows, settings: RepairSettings, folder: Path) -> dict[str, Any]:
-    """Losses of all steps; seconds of the second half of them, of two epochs the second; seconds of the trunk, if it is frozen."""
+    """Losses of all steps; seconds of the second half of them, of two epochs the second; seconds of the trunk, if it is frozen, and of
+    asking the models that tokens are drawn to: the model itself before training, and once more as the base."""
     from sani_dist.engine.checkpoint import State
     from sani_dist.engine.zero3 import Engine, load_sharded, read_ds_config
-    from sani_dist.repair import Progress, places_of, states_below, train
+    from sani_dist.repair import Predictions, Progress, places_of, predictions, states_below, train
 
     ds_config = read_ds_config(None, torch.bfloat16)
     engine = Engine(load_sharded(model, ds_config, torch.bfloat16), ds_config)
-    texts, states = [rows] * len(settings.text_of_epochs), None
+    objectives = settings.objectives
+    rows = rows.aimed() if objectives.aim else rows
+    texts, states, taught = [rows] * len(settings.text_of_epochs), None, None
     times = {}
+    if objectives.kl or objectives.aim:
+        start = time.perf_counter()
+        places, top, folders = places_of(settings, texts, None), objectives.kl_top, dict[int, Path]()
+        if objectives.kl:
+            folders[LEARN] = folder / "teacher"
+            predictions(engine, places, folders[LEARN], top, "benchmark")
+        if objectives.aim:
+            folders[AIM] = folder / "reference"
+            base = Engine(load_sharded(model, ds_config, torch.bfloat16), ds_config)
+            predictions(base, places, folders[AIM], top, "benchmark", AIM)
+            base.close()
+        taught = Predictions(folders, places, top)
+        times["asking_seconds"] = time.perf_counter() - start
     if settings.trainable != "all":
         engine.freeze_trunk(settings.trainable.last)
         start = time.perf_counter()
@@ -141,6 +163,7 @@ def ours(model: Path, rows: PackedRows, settings: RepairSettings, folder: Path) 
     train(
         engine, texts, None, settings, State(0, "benchmark"),
         states=states,
+        taught=taught,
         report=lambda progress: steps.append((time.perf_counter(), progress)),
     )  # fmt: skip
     half = len(steps) // 2
@@ -219,6 +242,7 @@ if __name__ == "__main__":
     parser = harness.options(__doc__, model=notes.DEFAULT_FOLDER, repeats=5, cases=CASES)
     parser.add_argument("--micro", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--epochs", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--drawn", choices=DRAWN, default="", help=argparse.SUPPRESS)
     for option in ("--unpacked", "--recomputed"):
         parser.add_argument(option, action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()

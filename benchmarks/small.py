@@ -30,10 +30,11 @@ import yaml
 from ablation import MINUTES, Setting
 from letters import claims, letting, write_letters
 
+from examples.clinic.english import write_general_text
+from examples.clinic.model import write_base_model
+from examples.clinic.settings import CONTROL, GENERAL, HELDOUT, NOTES
 from sani_dist import api
 from sani_dist.config import PRESETS
-from sani_dist.demo import write_base_model, write_general_text
-from sani_dist.demo.settings import CONTROL, GENERAL, HELDOUT, NOTES
 from sani_dist.run import Run
 
 NAME = "small"

@@ -513,10 +513,9 @@ def _describe(settings: Config) -> None:
     )
     for note in found["notes"]:
         console.print(f"note     {note}", soft_wrap=True, highlight=False, markup=False)
-    console.print(
-        f"erase    {found['neurons_reset']:,} MLP neurons and {found['heads_reset']:,} heads of the last {erase.layers} layers, "
-        f"{erase.select}, reset: {erase.reset}"
-    )
+    chosen = f"{found['neurons_reset']:,} MLP neurons and {found['heads_reset']:,} heads of the last {erase.layers} layers, {erase.select}"
+    what = "every parameter" if erase.begins_at_base else chosen
+    console.print(f"erase    {what}, reset: {erase.reset}")
     learnt = _objectives(repair.objectives)
     console.print(
         f"repair   {repair.epochs:g} epochs, {repair.batch_rows} rows a step, {repair.retain:.0%} general text, {learnt}"
@@ -530,7 +529,7 @@ def _describe(settings: Config) -> None:
 
 def _objectives(chosen: Objectives) -> str:
     """Those that are on."""
-    named = [name for name, value in chosen if value and name not in ("floor", "kl_top")]
+    named = [name for name, value in chosen if value and name not in ("floor", "kl_top", "reference")]
     return ", ".join(named) or "sensitive tokens left out"
 
 

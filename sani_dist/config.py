@@ -51,7 +51,7 @@ class ModelSettings(Settings):
     )
     base: Path | None = Field(
         None,
-        description="checkpoint before the sensitive training; needed by erase.reset=base, and measured for comparison",
+        description="checkpoint before the sensitive training, for erase.reset=base and objectives.aim; the audit compares with it",
     )
     dtype: Literal["bfloat16", "float32"] = Field("bfloat16", description="precision of training and of the export")
     allow_pickle: bool = Field(
@@ -62,6 +62,11 @@ class ModelSettings(Settings):
     def source(self) -> Path:
         """The folder of what is sanitised."""
         return self.path if self.adapter is None else self.adapter
+
+    @property
+    def has_base(self) -> bool:
+        """Whether the model before the sensitive training is there; of an adapter it always is."""
+        return self.base is not None or self.adapter is not None
 
 
 class Pattern(Settings):
@@ -214,8 +219,10 @@ class EraseSettings(Settings):
 
     layers: Annotated[int, Field(ge=0)] = Field(1, description="how many of the last layers; 0 erases nothing")
     fraction: Annotated[float, Field(gt=0, le=1)] = Field(0.5, description="share of each layer's units that is reset")
-    select: Literal["random", "attribution"] = Field(
-        "random", description="attribution: those through which most flows to sensitive tokens"
+    select: Literal["random", "attribution", "everything"] = Field(
+        "random",
+        description="attribution: units through which most flows to sensitive tokens; everything: every parameter, whatever layers, "
+        "fraction and units say, so that repair begins at the base (of an adapter, at a fresh one)",
     )
     relative_to: Literal["general", "ordinary", "both"] = Field(
         "general",
@@ -227,6 +234,17 @@ class EraseSettings(Settings):
     units: Literal["mlp", "heads", "both"] = Field("mlp", description="neurons of the MLPs, attention heads, or both")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="of the random choice and of new initial values")
 
+    @model_validator(mode="after")
+    def _fit_together(self) -> EraseSettings:
+        if self.begins_at_base and self.reset != "base":
+            raise ValueError("`select: everything` goes with `reset: base`: anything else would leave no model")
+        return self
+
+    @property
+    def begins_at_base(self) -> bool:
+        """Whether nothing of the sensitive training is left when repair begins."""
+        return self.layers > 0 and self.select == "everything"
+
 
 class Objectives(Settings):
     """What repair learns beside the ordinary tokens, in any combination. None of them: sensitive tokens are only left out of the loss."""
@@ -237,10 +255,21 @@ class Objectives(Settings):
     floor: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="probability under which unlikelihood leaves a token alone: what guessing alone would reach"
     )
+    aim: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="weight of KL(reference || model) where a sensitive value stands first in a document: the model is drawn to what one "
+        "that never knew the value says there; where it stands again it is left alone; 0: none",
+    )
+    reference: Literal["base", "others", "itself"] | None = Field(
+        None,
+        description="what aim draws to: base: model.base, of an adapter the model without it; others: the model to sanitise with other "
+        "identities in the context, and not the true token; itself: the model to sanitise, and not the true token; default: base "
+        "where there is one, else others",
+    )
     surrogate: str | None = Field(
         None,
         description="locale of faker, such as en_US: each epoch, fresh identities of the same kind and format take the place of the "
-        "true ones and are learnt; with unlikelihood, such epochs and those on the true text take turns",
+        "true ones and are learnt; with unlikelihood or aim, such epochs and those on the true text take turns",
     )
     kl: Annotated[float, Field(ge=0)] = Field(
         0.0,
@@ -248,7 +277,7 @@ class Objectives(Settings):
     )
     kl_top: Annotated[int, Field(ge=1)] = Field(
         32,
-        description="of the distributions of the model before erasing so many tokens are kept, the others count as one",
+        description="of the distributions that kl and aim draw to so many tokens are kept, the others count as one",
     )
     plain: bool = Field(
         False, description="ordinary fine-tuning on every token (how the demo makes a model that has memorised)"
@@ -256,8 +285,14 @@ class Objectives(Settings):
 
     @model_validator(mode="after")
     def _fit_together(self) -> Objectives:
-        if self.plain and (self.unlikelihood or self.surrogate is not None or self.kl):
+        if self.plain and (self.unlikelihood or self.aim or self.surrogate is not None or self.kl):
             raise ValueError("`plain` learns the true values: it goes with no other objective")
+        if self.aim and self.unlikelihood:
+            raise ValueError(
+                "`aim` draws sensitive tokens to a reference, `unlikelihood` pushes them down: set one of them to 0"
+            )
+        if self.reference is not None and not self.aim:
+            raise ValueError("`reference` is that of `aim`, which is 0")
         if self.floor and not self.unlikelihood:
             raise ValueError("`floor` is that of `unlikelihood`, which is 0")
         if self.surrogate is not None:
@@ -325,8 +360,9 @@ class RepairSettings(Settings):
         count = math.ceil(self.epochs)
         if self.objectives.surrogate is None:
             return (0,) * count
-        # Only the true text has tokens to push down: it comes first, and every other epoch.
-        return tuple(0 if self.objectives.unlikelihood and e % 2 == 0 else e + 1 for e in range(count))
+        # Only the true text has tokens to push down or to draw: it comes first, and every other epoch.
+        on_true = self.objectives.unlikelihood or self.objectives.aim
+        return tuple(0 if on_true and e % 2 == 0 else e + 1 for e in range(count))
 
 
 class GenerationSettings(Settings):
@@ -551,6 +587,11 @@ class Config(Settings):
     verify: VerifySettings = VerifySettings()
     cluster: ClusterSettings = ClusterSettings()
 
+    @property
+    def reference(self) -> Literal["base", "others", "itself"]:
+        """What `repair.objectives.aim` draws to: what is asked for, else the best there is."""
+        return self.repair.objectives.reference or ("base" if self.model.has_base else "others")
+
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
         if self.model.adapter is not None:
@@ -562,6 +603,10 @@ class Config(Settings):
                 )
         elif self.erase.layers and self.erase.reset == "base" and self.model.base is None:
             raise ValueError("erase.reset=base needs model.base, the checkpoint before the sensitive training")
+        if self.repair.objectives.reference == "base" and not self.model.has_base:
+            raise ValueError(
+                "repair.objectives.reference=base needs model.base, the checkpoint before the sensitive training"
+            )
         if self.repair.retain > 0 and self.corpus.general is None:
             raise ValueError(
                 "repair.retain needs corpus.general, the text to mix in; without any, set it to 0, or `preset: paper`"

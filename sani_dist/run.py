@@ -41,6 +41,8 @@ SENSITIVE_CONTENT = (
     "repair/.tmp-trunk",
     "repair/teacher",
     "repair/.tmp-teacher",
+    "repair/reference",
+    "repair/.tmp-reference",
     "key",
 )
 

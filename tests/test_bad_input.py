@@ -140,6 +140,14 @@ def test_a_base_of_another_model(refused: Callable[..., None], gpt2_folder: Path
     base = {"erase": {"reset": "base"}}
     refused("model.base: its tensors are not those of model.path", model={"base": str(gpt2_folder)}, **base)
     refused("nowhere", model={"base": str(tmp_path / "nowhere")}, **base)
+    everything = {"erase": {"layers": 1, "reset": "base", "select": "everything"}}
+    refused("model.base: its tensors are not those of model.path", model={"base": str(gpt2_folder)}, **everything)
+    aim = {"repair": {"objectives": {"aim": 1}}}
+    refused("model.base: .* is no checkpoint with a tokenizer", model={"base": str(tmp_path / "nowhere")}, **aim)
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_tokens(["another"])
+    tiny.save(tiny.llama(len(tokenizer)), tokenizer, tmp_path / "other")
+    refused("model.base: .* has another tokenizer than model.path", model={"base": str(tmp_path / "other")}, **aim)
 
 
 def test_a_base_that_the_audit_cannot_ask(refused: Callable[..., None], model_copy: Path) -> None:

@@ -116,7 +116,7 @@ class Adapter:
 
     def layout(self, model: PreTrainedModel) -> Layout:
         """Where the adapter's parameters lie, and nothing else."""
-        names = {_stored_name(name): name for name, _ in model.named_parameters() if _is_of_adapter(name)}
+        names = {_stored_name(name): name for name, _ in model.named_parameters() if is_of_adapter(name)}
         tensors = {names[stored]: tensor for stored, tensor in self.checkpoint.tensors.items()}
         return Layout(
             {name: tensor.shape for name, tensor in tensors.items()},
@@ -136,7 +136,7 @@ class Adapter:
             isinstance(inside, nn.Linear | Conv1D) for inside in layers
         ):
             raise InputError(f"model.adapter: {self.folder} changes more than projections of the blocks; {MERGE}")
-        shapes = {_stored_name(n): tuple(p.shape) for n, p in model.named_parameters() if _is_of_adapter(n)}
+        shapes = {_stored_name(n): tuple(p.shape) for n, p in model.named_parameters() if is_of_adapter(n)}
         for name in sorted(shapes.keys() - self.checkpoint.tensors.keys()):
             raise InputError(f"model.adapter: {self.folder} has no tensor {name}; expected an adapter of model.path")
         for name, tensor in self.checkpoint.tensors.items():
@@ -159,7 +159,7 @@ def lora_layers(model: nn.Module) -> dict[nn.Module, Any]:
 def freeze_base(model: nn.Module) -> None:
     """Leave gradients to the adapter alone."""
     for name, parameter in model.named_parameters():
-        if not _is_of_adapter(name):
+        if not is_of_adapter(name):
             parameter.requires_grad_(False)
 
 
@@ -169,7 +169,8 @@ def tokenizer_folder(base: Path, adapter: Path) -> Path:
     return adapter if own else base
 
 
-def _is_of_adapter(name: str) -> bool:
+def is_of_adapter(name: str) -> bool:
+    """Whether a parameter is one of the adapter's, by its name in the model."""
     return re.search(rf"\.lora_[AB]\.{NAME}\.weight$", name) is not None
 
 

@@ -191,6 +191,10 @@ class _AdapterSource(Source):
         base = self.checkpoint.sha256()
         return {"model_sha256": self._adapter.sha256(base), "base_sha256": base}
 
+    @property
+    def before(self) -> Source | None:
+        return self.other(self.settings.path)
+
     def elsewhere(self, folder: Path) -> Source:
         return _AdapterSource(self.settings.model_copy(update={"adapter": folder}))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 from functools import cache
 from statistics import NormalDist
@@ -15,6 +16,7 @@ from statistics import NormalDist
 import numpy as np
 import torch
 
+from sani_dist.engine.adapter import is_of_adapter
 from sani_dist.engine.layout import Layout
 from sani_dist.engine.shards import LiveShard
 from sani_dist.erase.plan import Plan
@@ -46,6 +48,29 @@ def apply(shards: Iterable[LiveShard], units: Iterable[Units], plan: Plan, base:
         for piece, ids in slices.get(live.shard.name, ()):
             if ids.numel():
                 written += _reset(live, piece, ids, plan, base)
+    return written
+
+
+def begin_again(shards: Iterable[LiveShard], seed: int, base: Layout | None = None) -> int:
+    """Take from every shard what the sensitive training made of it; returns the number of elements written.
+
+    `base`: where the model's parameters lie in the checkpoint before that training. None: the model has an adapter, which becomes a fresh
+    one, lora_A drawn with peft's variance and lora_B zero; what it stands beside is the base's, and stays.
+    """
+    written = 0
+    for live in shards:
+        shard = live.shard
+        if base is not None:
+            values = torch.empty(shard.numel, dtype=shard.dtype)
+            base.read_into(shard.name, shard.start, shard.stop, values)
+            live.values.copy_(values)
+        elif is_of_adapter(shard.name):
+            # Uniform in +-1 / sqrt(inputs), as kaiming_uniform_ with a = sqrt(5) draws.
+            std = 0.0 if ".lora_B." in shard.name else 1 / math.sqrt(3 * shard.shape[1])
+            live.values.copy_(initial_values(seed, shard.name, shard.start, shard.stop, std, shard.dtype))
+        else:
+            continue
+        written += shard.numel
     return written
 
 

@@ -46,9 +46,11 @@ def select(
 
     `sensitive`: rows whose sensitive tokens are the memory to be erased. Those of kind `kinds[i]` may have the role SENSITIVE + 1 + i: then
     the plan tells where each kind sat. `ordinary`: texts whose learnable tokens must not suffer, each as important as the others. None
-    is read for `select: random`.
+    is read for `select: random` and `everything`.
     """
     plan = partial(Plan, source_sha256, settings.seed, settings.select, settings.reset)
+    if settings.begins_at_base:
+        return plan(())
     groups = last_units(engine.model, settings.layers, settings.units) if settings.layers else []
     if not groups or settings.select == "random":
         return plan(tuple(Unit(g.layer, g.kind, _random_ids(g, settings)) for g in groups))

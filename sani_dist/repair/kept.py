@@ -50,6 +50,11 @@ class Kept:
         return torch.from_numpy(self._files[file][start:stop].copy()).view(dtype)
 
 
+def is_kept(folder: Path, inputs_sha256: str) -> bool:
+    """Whether `folder` has what an earlier start of the same run computed."""
+    return (folder / f"{folder.name}.json").exists() and _document(folder)["inputs_sha256"] == inputs_sha256
+
+
 def keep(
     folder: Path,
     places: Sequence[Place],
@@ -63,7 +68,7 @@ def keep(
     Every rank calls this, and `compute` equally often: for a batch without a row where it has none left. Returns the `facts` of what was
     computed, which are kept beside it. Raises RunError, which names `what`, when a rank could not write.
     """
-    if not (folder / f"{folder.name}.json").exists() or _document(folder)["inputs_sha256"] != inputs_sha256:
+    if not is_kept(folder, inputs_sha256):
         _write(folder, places, inputs_sha256, compute, facts, what)
     return _document(folder)
 

@@ -1,10 +1,11 @@
 """The training loop of repair.
 
     loss = (sum over learnable tokens of -log p  [+ weight x sum over sensitive tokens of -log(1 - p), down to a floor]
-           [+ weight x sum over learnable tokens of KL(model before erasing || model)])
+           [+ weight x sum over learnable tokens of KL(model before erasing || model)]
+           [+ weight x sum over first occurrences of sensitive values of KL(reference || model)])
            / number of learnable tokens in the global batch
 
-the brackets only for the objectives `unlikelihood` (Welleck et al., arXiv 1908.04319) and `kl`; whatever the split over ranks and
+the brackets only for the objectives `unlikelihood` (Welleck et al., arXiv 1908.04319), `kl` and `aim`; whatever the split over ranks and
 accumulation steps: DeepSpeed averages over ranks, so each micro-batch's loss is multiplied by their number.
 """
 
@@ -22,7 +23,7 @@ import torch
 
 from sani_dist.config import Objectives, RepairSettings
 from sani_dist.corpus.masking import Masking
-from sani_dist.corpus.rows import LEARN, SENSITIVE, Batch, PackedRows, empty_batch, stacked, targets
+from sani_dist.corpus.rows import AIM, LEARN, SENSITIVE, Batch, PackedRows, empty_batch, stacked, targets
 from sani_dist.engine import distributed
 from sani_dist.engine.checkpoint import State
 from sani_dist.engine.deepspeed_internals import local_state
@@ -71,10 +72,10 @@ def train(
     Args:
         engine: wrapped by `for_training`.
         texts: the repair text of each epoch. Empty global batches cannot occur; a rank without rows gets an empty micro-batch and still
-            joins.
+            joins. For the objective `aim` its rows, and those of `retain`, are `aimed`.
         retain: general text, or None.
         states: what enters the trained layers for each row, if those below are frozen.
-        taught: what the model before erasing predicts, for the objective `kl`.
+        taught: what other models predict, for the objectives `kl` and `aim`.
         masking: of a masked language model, what is hidden of each row.
         stop: asked on every rank after every step; if it is true on any, all stop after a checkpoint.
         save_now: asked on every rank after every step; if it is true on any, a checkpoint is written.
@@ -84,7 +85,7 @@ def train(
         RunError: loss, gradient or a weight is not finite. On all ranks, and before a checkpoint: the last one is whole and good.
     """
     schedule, objectives = Schedule(settings, texts, retain), settings.objectives
-    roles = (LEARN, SENSITIVE) if objectives.plain or objectives.unlikelihood else (LEARN,)
+    roles = _trained_roles(objectives)
     saved = state.step
     while state.step < schedule.steps:
         started = time.perf_counter()
@@ -138,6 +139,13 @@ def train(
     return state
 
 
+def _trained_roles(objectives: Objectives) -> tuple[int, ...]:
+    """Of the tokens that are in the loss."""
+    if objectives.aim:
+        return LEARN, AIM
+    return (LEARN, SENSITIVE) if objectives.plain or objectives.unlikelihood else (LEARN,)
+
+
 def _seed_dropout(seed: int, step: int, number: int) -> None:
     """Random numbers of a forward pass as a function of the step, as everything else, so that a resumed run draws the same."""
     place = np.random.SeedSequence([seed, step, number, distributed.rank()])
@@ -187,10 +195,13 @@ def _batch(places: Sequence[Place], rows: int, row_length: int, masking: Masking
 def _loss(index: torch.Tensor, target: torch.Tensor, role: torch.Tensor, objectives: Objectives, teacher: Teacher | None, normalizer: float, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, softcap: float | None) -> torch.Tensor:  # fmt: skip # noqa: E501
     device = hidden.device
     pushed: dict[str, Any] = {}
-    if objectives.unlikelihood:  # the kernel reads role 2 as "push down"; without roles every target is learnt
+    weight_of_role = objectives.unlikelihood or objectives.aim
+    if (
+        weight_of_role
+    ):  # the kernel reads role 2 as "push down", 3 as "draw to the teacher"; without roles every target is learnt
         pushed = {"roles": role.to(device), "floor": objectives.floor}
-        if objectives.unlikelihood != 1:
-            pushed["row_weights"] = torch.where(role == SENSITIVE, objectives.unlikelihood, 1.0).to(device)
+        if weight_of_role != 1:
+            pushed["row_weights"] = torch.where(role == LEARN, 1.0, weight_of_role).to(device)
     return masked_cross_entropy(
         hidden, weight, target.to(device), index.to(device),
         normalizer=normalizer, bias=bias, softcap=softcap, teacher=None if teacher is None else teacher.to(device), **pushed,

@@ -183,12 +183,16 @@ class _Report:
         if chosen["plain"]:
             return "All tokens counted, sensitive ones too."
         said = ["left out of the loss"]
+        if chosen["aim"]:
+            said.append("drawn, where they stand first, to what a model that never knew them says")
         if chosen["unlikelihood"]:
             floor = f" down to a probability of {percent(chosen['floor'])}" if chosen["floor"] else ""
             said.append(f"pushed down by unlikelihood{floor}")
         if chosen["surrogate"] is not None:
             said.append(
-                "in every other epoch replaced by surrogates" if chosen["unlikelihood"] else "replaced by surrogates"
+                "in every other epoch replaced by surrogates"
+                if chosen["unlikelihood"] or chosen["aim"]
+                else "replaced by surrogates"
             )
         kept = " Ordinary tokens were held to what the model predicted before erasing." if chosen["kl"] else ""
         return f"Sensitive tokens were {listed(said)}.{kept}"
@@ -208,6 +212,11 @@ class _Report:
         if last["ends"]:
             return f"It ended after step {last['step']} of {training['of']}, no longer above the never-trained control: {compared}."
         return f"It went to its last step and was still above the never-trained control: {compared}."
+
+    def begins_at_base(self) -> bool:
+        """Whether every parameter was reset to the base model's."""
+        erase = self.document["settings"]["erase"]
+        return self.document["erase"] is not None and erase["layers"] > 0 and erase["select"] == "everything"
 
     def layers(self) -> Markup | None:
         erase = self.document["erase"]

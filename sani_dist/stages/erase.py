@@ -21,7 +21,7 @@ def run(rank: Rank) -> Outputs:
     sensitive: Rows = rank.needed_rows("repair")
     ordinary: Sequence[Rows] = ()
     kinds: Sequence[str] = ()
-    if settings.layers and settings.select != "random":
+    if settings.layers and settings.select not in ("random", "everything"):
         sensitive, ordinary, kinds = _compared(rank)
         if engine.ds is None:
             engine.for_inference()

@@ -33,9 +33,11 @@ def check(config: Config) -> dict[str, Any]:
     read_ds_config(config.cluster.ds_config, source.dtype)
     model, layout = source.empty()
     told = notes(config, source, model)
-    units = last_units(model, config.erase.layers, config.erase.units) if config.erase.layers else []
+    chooses = config.erase.layers and not config.erase.begins_at_base
+    units = last_units(model, config.erase.layers, config.erase.units) if chooses else []
     if config.erase.reset == "base":
-        source.base_layout(model, parameter_names(units))
+        everything = {name for name, _ in model.named_parameters()}
+        source.base_layout(model, everything if config.erase.begins_at_base else parameter_names(units))
     if "use" in config.audit.metrics and not source.masked:
         _check_base(source)
     if source.masked:
@@ -44,7 +46,13 @@ def check(config: Config) -> dict[str, Any]:
         if other is not None:
             _check_other(name, other, source, rows_alone(config, source))
     objectives = config.repair.objectives
-    if objectives.kl and objectives.kl_top >= model.config.get_text_config().vocab_size:
+    if objectives.aim and config.reference == "base" and config.model.base is not None:
+        _check_other("model.base", config.model.base, source, rows_alone(config, source))
+        if source.before_training() is None:
+            raise InputError(
+                "model.base: its vocabulary is of another size than that of model.path; set objectives.reference: others"
+            )
+    if (objectives.kl or objectives.aim) and objectives.kl_top >= model.config.get_text_config().vocab_size:
         raise InputError("repair.objectives.kl_top: expected fewer tokens than the vocabulary has")
     parameters = sum(p.numel() for p in model.parameters())
     trained = _count_trained(config, source, model)
@@ -113,6 +121,10 @@ def _check_masked(config: Config, model: PreTrainedModel, tokenizer: PreTrainedT
         raise InputError("model.adapter: not for a masked language model; merge it with peft, and sanitise the model")
     if config.repair.objectives.kl:
         raise InputError("repair.objectives.kl: not for a masked language model, whose rows differ from step to step")
+    if config.repair.objectives.aim:
+        raise InputError(
+            "repair.objectives.aim: not for a masked language model, whose sensitive tokens are never hidden in training; set it to 0"
+        )
     if config.repair.trainable != "all":
         raise InputError("repair.trainable: not for a masked language model, whose rows differ from step to step")
     for name in ("until_control", "look"):

@@ -21,7 +21,7 @@ from sani_dist.engine.proof import prove_loaded
 from sani_dist.engine.shards import LiveShard, local_shards
 from sani_dist.engine.source import Source, open_source
 from sani_dist.engine.zero3 import Engine, read_ds_config
-from sani_dist.erase import Plan, apply
+from sani_dist.erase import Plan, apply, begin_again
 from sani_dist.erase.structure import last_units, parameter_names
 from sani_dist.errors import InputError, RunError
 from sani_dist.metrics import Metrics
@@ -157,11 +157,14 @@ class Rank:
             )
 
     def erase(self, model: PreTrainedModel, shards: Iterable[LiveShard]) -> None:
-        """Reset the units of the plan in shards of the model's parameters."""
+        """Reset the units of the plan, or all there is, in shards of the model's parameters."""
         if "erase" not in self.run.stages:
             return
         plan = Plan.read(self.run.path(PLAN))
-        if plan.units:
+        if self.config.erase.begins_at_base:
+            names = {name for name, _ in model.named_parameters()}
+            begin_again(shards, plan.seed, self.source.base_layout(model, names))
+        elif plan.units:
             units = last_units(model, self.config.erase.layers, self.config.erase.units)
             plan = replace(plan, reset=self.source.erased_to or plan.reset)
             base = self.source.base_layout(model, parameter_names(units)) if plan.reset == "base" else None

@@ -17,20 +17,23 @@ from sani_dist.audit.measure import UNSEEN
 from sani_dist.audit.scores import score
 from sani_dist.corpus import PackedRows
 from sani_dist.corpus.masking import Masking
-from sani_dist.corpus.rows import LEARN, SENSITIVE
+from sani_dist.corpus.prepare import values_of_the_corpus
+from sani_dist.corpus.rows import AIM, LEARN, SENSITIVE
+from sani_dist.corpus.surrogates import DEFAULT_LOCALE, Surrogates
 from sani_dist.engine import distributed
 from sani_dist.engine.checkpoint import State, checkpoint_path, load_newest, read_state, save
 from sani_dist.engine.zero3 import Engine
 from sani_dist.errors import RunError
 from sani_dist.repair import Predictions, Progress, places_of, predictions, states_below, train
-from sani_dist.repair.kept import Place
+from sani_dist.repair.kept import Place, is_kept
+from sani_dist.repair.others import Texts, predictions_among_others
 from sani_dist.repair.schedule import Schedule
 from sani_dist.repair.states import States
 from sani_dist.run import build
 from sani_dist.stages.rank import CHECKPOINTS, Outputs, Rank, read_list, write_json
 
 # What is computed before the first step and read by every other: removed when the last is done.
-TRUNK, TEACHER = "repair/trunk", "repair/teacher"
+TRUNK, TEACHER, REFERENCE = "repair/trunk", "repair/teacher", "repair/reference"
 T = TypeVar("T")
 
 
@@ -39,7 +42,7 @@ def run(rank: Rank) -> Outputs:
     if not rank.trains:
         return {}
     settings, inputs, text = rank.config.repair, rank.run.inputs_sha256("repair"), _Text(rank)
-    taught = _ask_before_erasing(rank, text, inputs)
+    taught = _ask_others(rank, text, inputs)
     engine = rank.erased()
     states = _states(rank, engine, text, inputs)
     engine.for_training(settings)
@@ -68,7 +71,7 @@ def run(rank: Rank) -> Outputs:
             raise KeyboardInterrupt
     rank.trained(engine)
     if rank.first:
-        for name in (TRUNK, TEACHER):
+        for name in (TRUNK, TEACHER, REFERENCE):
             shutil.rmtree(rank.run.path(name), ignore_errors=True)
     return _outputs(rank, checkpoint_path(folder, state.step), [ends.path] if settings.until_control else [])
 
@@ -86,8 +89,11 @@ class _Text:
     def __init__(self, rank: Rank) -> None:
         settings = rank.config.repair
         opened = {text: rank.needed_rows("repair", text) for text in settings.text_of_epochs}
-        self.of_epochs: list[PackedRows] = [opened[text] for text in settings.text_of_epochs]
         self.retain = rank.rows("general_train")
+        if settings.objectives.aim:
+            opened[0] = opened[0].aimed()
+            self.retain = None if self.retain is None else self.retain.aimed()
+        self.of_epochs: list[PackedRows] = [opened[text] for text in settings.text_of_epochs]
         self.schedule = Schedule(settings, self.of_epochs, self.retain)
         self.places = places_of(settings, self.of_epochs, self.retain)
         # In the place of a surrogate the model before erasing expects who it was.
@@ -155,13 +161,36 @@ class _EpochEnds:
             build(path, lambda temporary: write_json(temporary, looks))
 
 
-def _ask_before_erasing(rank: Rank, text: _Text, inputs: str) -> Predictions | None:
-    """What the source predicts at the tokens of the objective `kl`."""
-    objectives, folder = rank.config.repair.objectives, rank.run.path(TEACHER)
-    if not objectives.kl:
-        return None
-    predictions(rank.original(), text.true_places, folder, objectives.kl_top, inputs)
-    return Predictions(folder, text.true_places, objectives.kl_top)
+def _ask_others(rank: Rank, text: _Text, inputs: str) -> Predictions | None:
+    """What the source predicts at the tokens of the objective `kl`, and the reference at those of `aim`."""
+    objectives, places, folders = rank.config.repair.objectives, text.true_places, {}
+    if objectives.kl:
+        folders[LEARN] = rank.run.path(TEACHER)
+        predictions(rank.original(), places, folders[LEARN], objectives.kl_top, inputs)
+    if objectives.aim:
+        folders[AIM] = rank.run.path(REFERENCE)
+        if not is_kept(folders[AIM], inputs):
+            _ask_reference(rank, places, folders[AIM], inputs)
+    return Predictions(folders, places, objectives.kl_top) if folders else None
+
+
+def _ask_reference(rank: Rank, places: list[Place], folder: Path, inputs: str) -> None:
+    """The base, whose weights are beside the model's only while it is asked, or the source, which must not tell what it knows."""
+    top = rank.config.repair.objectives.kl_top
+    if rank.config.reference == "base":
+        before = rank.source.before_training()
+        assert before is not None  # preflight saw to it
+        base = rank.load(before)
+        predictions(base, places, folder, top, inputs, AIM)
+        base.close()
+    elif rank.config.reference == "others":
+        corpus, objectives = rank.run.path("corpus"), rank.config.repair.objectives
+        taken = values_of_the_corpus(corpus, rank.run.key)
+        surrogates = Surrogates(objectives.surrogate or DEFAULT_LOCALE, rank.config.repair.seed, taken)
+        texts = Texts(corpus, rank.source.tokenizer, surrogates)
+        predictions_among_others(rank.original(), places, folder, top, inputs, texts)
+    else:
+        predictions(rank.original(), places, folder, top, inputs, AIM, blind=True)
 
 
 def _states(rank: Rank, engine: Engine, text: _Text, inputs: str) -> States | None:

@@ -74,20 +74,26 @@ def mean_loss(model: PreTrainedModel, chosen: list[tuple[PackedRows, int]], obje
 
 
 def mean_divergence(
-    before: PreTrainedModel, model: PreTrainedModel, chosen: list[tuple[PackedRows, int]], top: int
+    before: PreTrainedModel,
+    model: PreTrainedModel,
+    chosen: list[tuple[PackedRows, int]],
+    top: int,
+    role_of: int = LEARN,
 ) -> torch.Tensor:
-    """KL(before || model) at the learnable tokens of these rows, mean: of the `top` likeliest tokens and the others as one."""
-    found = []
+    """KL(before || model) at the tokens of a role in these rows, of the `top` likeliest tokens and the others as one: its sum divided by
+    the number of learnable tokens."""
+    found, learnt = [], 0
     for rows, row in chosen:
         for _, ids, role in documents_of(rows, row):
-            learn = torch.from_numpy(role[1:] == LEARN)
+            learn = torch.from_numpy(role[1:] == role_of)
+            learnt += int((role[1:] == LEARN).sum())
             with torch.no_grad():
                 named = before(input_ids=ids[None]).logits[0, :-1][learn].softmax(dim=-1).topk(top)
             p, q = named.values, model(input_ids=ids[None]).logits[0, :-1][learn].softmax(dim=-1)
             q = q.gather(1, named.indices)
             p, q = (torch.cat([part, 1 - part.sum(dim=1, keepdim=True)], dim=1) for part in (p, q))
             found.append((p * (p / q).log()).sum(dim=1))
-    return torch.cat(found).mean()
+    return torch.cat(found).sum() / learnt
 
 
 def assembled(checkpoint: Path, kind: str) -> dict[str, torch.Tensor]:

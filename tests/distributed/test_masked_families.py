@@ -165,6 +165,7 @@ def test_what_is_refused_of_masked_language_models(
 
     refused("unlikelihood: not for a masked", sources["BERT"], repair={"objectives": {"unlikelihood": 1.0}})
     refused("kl: not for a masked", sources["BERT"], repair={"objectives": {"kl": 1.0}})
+    refused("aim: not for a masked", sources["BERT"], repair={"objectives": {"aim": 1.0}})
     without_mask = Path(shutil.copytree(sources["BERT"], tmp_path / "without"))
     tiny.tokenizer().save_pretrained(without_mask)
     refused("its tokenizer has no mask token", without_mask)

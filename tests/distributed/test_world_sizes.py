@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,13 +13,14 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from sani_dist.config import RepairSettings
-from sani_dist.corpus.rows import PackedRows
+from sani_dist.corpus.rows import AIM, SENSITIVE, PackedRows
 from sani_dist.engine.shards import local_shards
 from sani_dist.erase import Plan, Unit, apply
 from sani_dist.erase.structure import last_units
 from sani_dist.files import file_sha256
 from sani_dist.repair.schedule import Schedule
 
+from .. import tiny
 from . import plain
 from .ranks import run_ranks
 
@@ -220,6 +222,36 @@ def test_what_the_model_predicted_before_erasing_pulls_at_ordinary_tokens(
     assert loss.item() > 1.01 * alone.item()
     loss.backward()
     _assert_step(tmp_path / str(workers), model, loss)
+
+
+@pytest.mark.parametrize(
+    "workers", [2, pytest.param(1, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)]
+)
+def test_first_occurrences_are_drawn_to_the_base_and_later_ones_left_alone(
+    tokens: Path, gpt2_folder: Path, threshold_0: Path, tmp_path: Path, workers: int, tiny_tokenizer: Any
+) -> None:
+    """The gradient of whole models, beside ordinary tokens that are learnt and held."""
+    base = tiny.save(tiny.gpt2(len(tiny_tokenizer), seed=7), tiny_tokenizer, tmp_path / "base")
+    repair = {**REPAIR, "objectives": {"aim": 2, "kl": 0.5, "kl_top": 7}}
+    run_ranks(
+        workers, "first_step_gradient", tmp_path,
+        model=str(gpt2_folder), ds_config=str(threshold_0), tokens=str(tokens), repair=repair,
+        teacher=str(tmp_path / "teacher"), erased=(1, 2), base=str(base),
+    )  # fmt: skip
+    rows, general = (PackedRows(tokens / f"{name}.arrow").aimed() for name in ("repair", "general_train"))
+    own, retained = Schedule(RepairSettings.model_validate(repair), [rows, rows], general).batch(0)
+    chosen = [(rows, i) for _, i in own] + [(general, i) for i in retained]
+    roles = torch.cat([rows.batch([i]).role for _, i in own])
+    true = torch.cat([PackedRows(tokens / "repair.arrow").batch([i]).role for _, i in own])
+    assert 0 < int((roles == AIM).sum()) < int((true == SENSITIVE).sum())  # some stand again
+    before, model = plain.load(gpt2_folder), plain.load(gpt2_folder)
+    apply(local_shards(model), last_units(model, 1, "mlp"), Plan("", 0, "random", "zero", (Unit(1, "mlp", (1, 2)),)))
+    loss = plain.mean_loss(model, chosen, "mask") + 0.5 * plain.mean_divergence(before, model, chosen, 7)
+    drawn = plain.mean_divergence(plain.load(base), model, chosen, 7, AIM)
+    assert drawn.item() > 0.01
+    loss = loss + 2 * drawn
+    loss.backward()
+    _assert_step(tmp_path, model, loss)
 
 
 def _assert_step(folder: Path, model: PreTrainedModel, loss: torch.Tensor) -> None:

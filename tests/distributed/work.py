@@ -22,7 +22,7 @@ from sani_dist.audit.harness import harness
 from sani_dist.audit.sampling import Decoding, Prompt, generate
 from sani_dist.audit.scores import score
 from sani_dist.config import AuditSettings, EraseSettings, RepairSettings
-from sani_dist.corpus.rows import PackedRows
+from sani_dist.corpus.rows import AIM, LEARN, PackedRows
 from sani_dist.engine import distributed
 from sani_dist.engine.blocks import blocks_of
 from sani_dist.engine.checkpoint import State, load_newest, save
@@ -221,19 +221,27 @@ def _bytes(tensors: Iterable[torch.Tensor]) -> int:
 
 def first_step_gradient(
     folder: Path, *, model: str, ds_config: str, tokens: str, repair: dict[str, Any],
-    teacher: str | None = None, erased: Sequence[int] = (),
+    teacher: str | None = None, erased: Sequence[int] = (), base: str | None = None,
 ) -> None:  # fmt: skip
     """One step in fp32; its first moments, which are (1 - beta1) times the gradient, are left in a checkpoint. `teacher`: folder of what
-    the model predicts before neurons `erased` of the last layer are zeroed."""
+    the model predicts before neurons `erased` of the last layer are zeroed. `base`: of the model that sensitive tokens are drawn to."""
     settings = RepairSettings.model_validate(repair)
     config = read_ds_config(Path(ds_config), torch.float32)
     engine = Engine(load_sharded(Path(model), config, torch.float32), config)
     rows = {name: PackedRows(Path(tokens) / f"{name}.arrow") for name in ("repair", "general_train")}
+    if base is not None:
+        rows = {name: of.aimed() for name, of in rows.items()}
     texts, taught = [rows["repair"]] * len(settings.text_of_epochs), None
     if teacher is not None:
-        places = places_of(settings, texts, rows["general_train"])
-        predictions(engine, places, Path(teacher), settings.objectives.kl_top, INPUTS)
-        taught = Predictions(Path(teacher), places, settings.objectives.kl_top)
+        places, top = places_of(settings, texts, rows["general_train"]), settings.objectives.kl_top
+        folders = {LEARN: Path(teacher)}
+        predictions(engine, places, folders[LEARN], top, INPUTS)
+        if base is not None:
+            folders[AIM] = Path(teacher).with_name("reference")
+            knew_nothing = Engine(load_sharded(Path(base), config, torch.float32), config)
+            predictions(knew_nothing, places, folders[AIM], top, INPUTS, AIM)
+            knew_nothing.close()
+        taught = Predictions(folders, places, top)
     units = last_units(engine.model, 1, "mlp")
     plan = Plan("", 0, "random", "zero", (Unit(units[0].layer, "mlp", tuple(erased)),))
     apply(local_shards(engine.model), units, plan)

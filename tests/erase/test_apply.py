@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from sani_dist.engine.layout import find_layout
 from sani_dist.engine.safetensors_files import Checkpoint
 from sani_dist.engine.zero3 import build_empty, read_model_config
-from sani_dist.erase import Plan, Unit, apply
+from sani_dist.erase import Plan, Unit, apply, begin_again
 from sani_dist.erase.apply import initial_values
 from sani_dist.erase.structure import last_units
 from sani_dist.errors import InputError
@@ -165,3 +165,36 @@ def test_neurons_and_heads_that_share_parameters_are_the_same_at_any_world_size(
         drawn += fresh[name][zeroed[name] == 0].tolist() if tensor.dim() > 1 else []
     # No two matrices of a parameter draw the same numbers: of 65536 possible ones few come twice.
     assert len(set(drawn)) > 0.9 * len(drawn)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_everything_becomes_the_base(families: dict, family: str, dtype: torch.dtype, world_size: int) -> None:
+    """Embeddings and norms too, tied ones once."""
+    tensors, base, layout, *_ = families[family]
+    tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    parts = [shards_of(tensors, world_size, rank) for rank in range(world_size)]
+    written = sum(begin_again(part, 0, layout) for part in parts)
+    result = joined(parts)
+    for name, tensor in tensors.items():
+        assert torch.equal(result[name], base[name].to(dtype)), name
+        assert not torch.equal(result[name], tensor), name
+    assert written == sum(tensor.numel() for tensor in tensors.values())
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_an_adapter_becomes_a_fresh_one_and_its_base_stays(world_size: int) -> None:
+    draw = torch.Generator().manual_seed(0)
+    layer = "model.layers.0.mlp.up_proj"
+    shapes = {"base_layer.weight": (41, 300), "lora_A.default.weight": (5, 300), "lora_B.default.weight": (41, 5)}
+    tensors = {f"{layer}.{name}": torch.randn(shape, generator=draw) for name, shape in shapes.items()}
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    parts = [shards_of(tensors, world_size, rank) for rank in range(world_size)]
+    assert sum(begin_again(part, 3) for part in parts) == 5 * 300 + 41 * 5
+    result = joined(parts)
+    base, a, b = (result[name] for name in tensors)
+    assert torch.equal(base, before[f"{layer}.base_layer.weight"])
+    assert not b.any()
+    assert torch.equal(a.flatten(), initial_values(3, f"{layer}.lora_A.default.weight", 0, 1500, 1 / math.sqrt(900)))
+    assert not (a == before[f"{layer}.lora_A.default.weight"]).any()
