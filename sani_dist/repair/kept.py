@@ -47,6 +47,8 @@ class Kept:
     def of(self, place: Place, dtype: torch.dtype) -> torch.Tensor:
         """One-dimensional."""
         file, start, stop = self._where[id(place[0]), place[1]]
+        if start == stop:  # of nothing torch makes no view of another size
+            return torch.empty(0, dtype=dtype)
         return torch.from_numpy(self._files[file][start:stop].copy()).view(dtype)
 
 

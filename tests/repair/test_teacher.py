@@ -1,13 +1,18 @@
-"""Distributions that must not tell the token that stands there."""
+"""What other models predict: kept, and without the token that stands there."""
 
 from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
 
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sani_dist.kernels import token_scores
-from sani_dist.repair.teacher import without
+from sani_dist.repair.kept import Kept
+from sani_dist.repair.teacher import as_kept, without
 
 
 @given(
@@ -39,3 +44,16 @@ def test_a_token_of_probability_one_leaves_a_distribution() -> None:
     ids, others = without(torch.tensor([5]), torch.tensor([0.0]), torch.tensor([[5, 2, 7]]), logprob)
     assert ids.tolist() == [[2, 7]]
     torch.testing.assert_close(others.exp(), torch.tensor([[1.0, torch.e**-1]]) / (1 + torch.e**-1))
+
+
+def test_a_row_without_such_a_token_has_nothing_kept(tmp_path: Path) -> None:
+    """As general text, in which no sensitive value stands: between rows that have some."""
+    (tmp_path / "kept").mkdir()
+    record = as_kept(torch.tensor([[3, 1]]), torch.tensor([[-0.5, -1.5]]))
+    (tmp_path / "kept" / "rank-00000.bin").write_bytes(record.numpy().tobytes() * 2)
+    (tmp_path / "kept" / "kept.json").write_text(json.dumps({"files": ["rank-00000.bin"]}))
+    text: Any = object()
+    kept = Kept(tmp_path / "kept", [(text, row) for row in range(3)], [16, 0, 16])
+    assert kept.of((text, 1), torch.int32).view(2, -1, 2).shape == (2, 0, 2)
+    for row in (0, 2):
+        assert torch.equal(kept.of((text, row), torch.int32).view(2, -1, 2), record)
