@@ -160,7 +160,7 @@ def attack(
 
     Changes no model.
 
-    Example: `sani-dist attack run --set attack.relearn_epochs=3`
+    Example: `sani-dist attack run --set attack.relearn_grid=full`
     """
     from sani_dist import api
     from sani_dist.terminal import ProgressView

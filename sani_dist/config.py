@@ -447,8 +447,20 @@ class AttackSettings(Settings):
         ("documents", "format", "general"),
         description="what the attacker of relearning has: half of the documents, documents of the same format about others, general text",
     )
-    relearn_epochs: Annotated[float, Field(gt=0)] = Field(2, description="passes of the attacker over related text")
-    relearn_rate: Annotated[float, Field(gt=0)] = Field(1e-4, description="learning rate of the attacker")
+    relearn_grid: Literal["reduced", "full"] | None = Field(
+        None,
+        description="reduced: rates 1e-4 and 3e-4, after 6 and 25 steps, all weights; full: rates 3e-5, 1e-4, 3e-4 and 1e-3, after 6, 25, "
+        "100 and 300 steps, all weights and a LoRA; default: full on GPUs, reduced on CPUs",
+    )
+    relearn_rates: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (), description="learning rates of the attacker; default: the grid's"
+    )
+    relearn_steps: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (), description="steps of 8 rows after which the attacker asks; default: the grid's"
+    )
+    relearn_ways: tuple[Literal["weights", "lora"], ...] = Field(
+        (), description="what the attacker trains, all weights or a LoRA of rank 16; default: the grid's"
+    )
     prompt_spans: Annotated[int, Field(ge=1)] = Field(
         200, description="spans that are asked for with other prompts, and as many of the control"
     )

@@ -169,7 +169,9 @@ def attack_table(results: Sequence[Result]) -> Table:
 
 
 def _worst(result: Result, metric: str, population: str) -> Measurement | None:
-    found = [m for m in result.measurements if (m.metric, m.population) == (metric, population) and m.value is not None]
+    """Of all layers. Of a grid of points the worst stands for itself: there it is that the control is asked too."""
+    named = [m for m in result.measurements if (m.metric, m.population) == (metric, population) and m.value is not None]
+    found = [m for m in named if "point" not in m.group]
     return max(found, key=lambda m: m.value or 0.0, default=None)
 
 

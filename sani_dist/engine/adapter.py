@@ -156,6 +156,21 @@ def lora_layers(model: nn.Module) -> dict[nn.Module, Any]:
     return {m.base_layer: m for m in model.modules() if hasattr(m, "base_layer") and hasattr(m, "lora_A")}  # type: ignore[misc]
 
 
+def add_lora(model: PreTrainedModel, rank: int, blocks: Iterable[nn.Module]) -> None:
+    """Put a LoRA, whose parameters are on the meta device, around every projection of the blocks. Raises InputError without peft."""
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise InputError("a LoRA needs peft; pip install -c constraints.txt -e '.[lora]'") from error
+    projections = {m for block in blocks for m in block.modules() if isinstance(m, nn.Linear | Conv1D)}
+    transposed = any(isinstance(m, Conv1D) for m in projections)
+    named = [name for name, m in model.named_modules() if m in projections]
+    settings = LoraConfig(
+        r=rank, lora_alpha=2 * rank, target_modules=named, fan_in_fan_out=transposed, init_lora_weights=False
+    )
+    inject_adapter_in_model(settings, model, NAME, low_cpu_mem_usage=True)
+
+
 def freeze_base(model: nn.Module) -> None:
     """Leave gradients to the adapter alone."""
     for name, parameter in model.named_parameters():

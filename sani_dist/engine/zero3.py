@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM,
 
 from sani_dist.config import RepairSettings
 from sani_dist.engine import deepspeed_internals, distributed
-from sani_dist.engine.adapter import Adapter, freeze_base
+from sani_dist.engine.adapter import Adapter, add_lora, freeze_base
 from sani_dist.engine.attention import attend_by_document
 from sani_dist.engine.blocks import blocks_of, body_of
 from sani_dist.engine.buffers import read_buffers
@@ -157,7 +157,7 @@ def _partition_empty(model: PreTrainedModel, converter: Any, dtype: torch.dtype)
     made: dict[nn.Parameter, nn.Parameter] = {}
     for module in model.modules():
         for name, meta in module._parameters.items():
-            if meta is None:
+            if meta is None or not meta.is_meta:
                 continue
             if meta not in made:
                 made[meta] = deepspeed_internals.partitioned(meta, converter, dtype)
@@ -339,6 +339,13 @@ class Engine:
         """Only the last `trained` layers are trained from here on. Raises InputError when the model has no more than that."""
         self.module.trunk = Trunk(self.model, trained)
         self.module.trunk.freeze(self.model)
+
+    def add_lora(self, rank: int) -> None:
+        """Put a LoRA of `rank` around every projection of the blocks, with shards that are not yet filled. Not yet wrapped, and no adapter
+        in it. Raises InputError without peft."""
+        dtype = self.module.head.weight.dtype
+        add_lora(self.model, rank, blocks_of(self.model))
+        _partition_empty(self.model, deepspeed_internals.converter(self.ds_config, dtype), dtype)
 
     def freeze_base(self) -> None:
         """Only the adapter is trained from here on."""

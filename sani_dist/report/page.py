@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -184,7 +184,7 @@ class _Report:
             return "All tokens counted, sensitive ones too."
         said = ["left out of the loss"]
         if chosen["aim"]:
-            said.append("drawn, where they stand first, to what a model that never knew them says")
+            said.append("drawn, where they stand first, to a reference that does not tell them")
         if chosen["unlikelihood"]:
             floor = f" down to a probability of {percent(chosen['floor'])}" if chosen["floor"] else ""
             said.append(f"pushed down by unlikelihood{floor}")
@@ -240,10 +240,11 @@ class _Report:
             yield title, drawn, head, lines
 
     def attacks(self) -> Iterator[tuple[str, str, list[Row]]]:
-        """(title, explanation, rows) of each attack that is judged by what comes out; the lens has a row for each layer."""
+        """(title, explanation, rows) of each attack that is judged by what comes out; the lens has a row for each layer, relearning one for
+        each point that was tried."""
         for name, (title, explanation) in catalogue.ATTACKS.items():
             found = {
-                (r["variant"], m["group"].get("layer"), r["model"], m["population"]): Measurement(**m)
+                (r["variant"], _place(m["group"]), r["model"], m["population"]): Measurement(**m)
                 for r in self.document["attacks"]
                 for m in r["measurements"]
                 if r["attack"] == name and m["metric"] == catalogue.JUDGED_BY.get(name, self.primary)
@@ -253,7 +254,7 @@ class _Report:
                 yield title, explanation, rows
 
     def _attack_row(
-        self, found: dict[tuple[str, str | None, str, str], Measurement], variant: str, layer: str | None
+        self, found: dict[tuple[str, str | None, str, str], Measurement], variant: str, place: str | None
     ) -> Row:
         """The attacked model, its control, and the gold model."""
         columns = {
@@ -261,12 +262,12 @@ class _Report:
             "control": ("attacked", "control"),
             "gold": ("gold", "sensitive"),
         }
-        measured = {role: found.get((variant, layer, *where)) for role, where in columns.items()}
-        attacked = found[variant, layer, "attacked", "sensitive"]
+        measured = {role: found.get((variant, place, *where)) for role, where in columns.items()}
+        attacked = found[variant, place, "attacked", "sensitive"]
         cells = {role: _cell(m, _writer(attacked.metric)) for role, m in measured.items()}
         head = catalogue.VARIANTS.get(variant, variant)
-        if layer is not None:
-            head = f"layer {layer}" if variant == "each layer" else f"layer {layer}, {head}"
+        if place is not None:
+            head = place if variant == "each layer" else f"{place}, {head}"
         drawn = plots.strip({"after": measured["attacked"], "control": measured["control"]})
         return Row(head, "", f"{attacked.n:,}", cells, drawn)
 
@@ -390,6 +391,11 @@ def _head(metric: catalogue.Metric, m: Measurement) -> str:
 def _writer(metric: str) -> Callable[[float], str]:
     known = catalogue.known(metric)
     return number if known is None else known.write
+
+
+def _place(group: Mapping[str, str]) -> str | None:
+    """The layer that an attack looked at, or the point of a grid that it tried; None for all of it."""
+    return f"layer {group['layer']}" if "layer" in group else group.get("point")
 
 
 def _cell(measured: Measurement | None, write: Callable[[float], str]) -> Cell:

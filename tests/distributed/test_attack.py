@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -52,7 +53,13 @@ def runs(make_config: Callable[..., Config], tmp_path_factory: pytest.TempPathFa
             cluster={"workers": workers, "threads": 1},
         )  # fmt: skip
         attack = config.attack.model_copy(
-            update={"relearn_epochs": 0.5, "prompt_spans": 9, "drift_tokens": 30, "related": str(related)}
+            update={
+                "relearn_rates": (1e-4, 1e-3),
+                "relearn_steps": (2, 1),
+                "prompt_spans": 9,
+                "drift_tokens": 30,
+                "related": str(related),
+            }
         )
         config = config.model_copy(update={"attack": attack})
         return sani_dist.sanitize(config, folder / str(workers), stages=api.ATTACK_STAGES)
@@ -95,6 +102,47 @@ def test_all_world_sizes_measure_the_same(runs: Runs, workers: int) -> None:
             for key in ("value", "low", "high"):
                 expected = getattr(m, key)
                 assert getattr(n, key) == (None if expected is None else pytest.approx(expected, rel=2e-3, abs=0)), m
+
+
+def test_relearning_tells_the_worst_point_and_the_curve(runs: Runs) -> None:
+    """Of two rates and two numbers of steps; with the control under the same attack."""
+    (found,) = [r.measurements for r in results(runs(1)) if (r.attack, r.variant) == ("relearn", "documents")]
+    points = [f"all weights, rate {rate}, {steps} steps" for rate in ("0.0001", "0.001") for steps in (1, 2)]
+    curve = {(m.group["point"], m.population): m for m in found if "point" in m.group}
+    assert list(curve) == [(point, population) for point in points for population in ("sensitive", "control")]
+    assert {m.metric for m in curve.values()} == {"leak@100"}
+    above = {point: curve[point, "sensitive"].value - curve[point, "control"].value for point in points}  # type: ignore[operator] # fmt: skip
+    worst = max(above, key=lambda point: above[point])
+    for population in ("sensitive", "control"):
+        (whole,) = [m for m in found if (m.metric, m.population, m.group) == ("leak@100", population, {})]
+        assert replace(whole, reason=None, group={"point": worst}) == curve[worst, population]
+        assert whole.reason == f"worst of 4 points: {worst}"
+    assert len({m.value for m in curve.values()}) == len(curve)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_an_attacker_may_train_a_lora_alone(
+    make_config: Callable[..., Config], llama_folder: Path, gpt2_folder: Path, tmp_path: Path, architecture: str
+) -> None:
+    """At a rate of next to nothing it is the model, since a fresh LoRA adds nothing; at a high one it learns."""
+    folder = {"llama": llama_folder, "gpt2": gpt2_folder}[architecture]
+    config = make_config(
+        model={"path": str(folder), "dtype": "float32"}, erase={"layers": 0}, audit={"metrics": ["extraction"]}
+    )
+    update = {
+        "attacks": ("relearn",), "relearn_on": ("documents",), "relearn_rates": (1e-12, 1e-2), "relearn_steps": (3,),
+        "relearn_ways": ("lora",),
+    }  # fmt: skip
+    config = config.model_copy(update={"attack": config.attack.model_copy(update=update)})
+    run = sani_dist.sanitize(config, tmp_path / "run", stages=api.ATTACK_STAGES)
+    nothing = value(run, "relearn", "nothing", "leak@100")
+    still, learnt = (
+        value(run, "relearn", "documents", "leak@100", point=f"LoRA, rate {rate}, 3 steps")
+        for rate in ("1e-12", "0.01")
+    )
+    assert still == pytest.approx(nothing, rel=1e-4)
+    assert learnt > 1.5 * nothing
 
 
 def test_the_lens_reads_each_layer_as_if_it_were_the_last(runs: Runs, llama_folder: Path) -> None:
@@ -236,7 +284,12 @@ def test_without_held_out_documents_the_control_is_trained_on_and_is_no_control_
         corpus={"heldout": None}, erase={"layers": 0}, audit={"metrics": ["extraction"]}, cluster={"workers": 1, "threads": 1}
     )  # fmt: skip
     attack = config.attack.model_copy(
-        update={"attacks": ("relearn",), "relearn_on": ("documents", "format"), "relearn_epochs": 0.5}
+        update={
+            "attacks": ("relearn",),
+            "relearn_on": ("documents", "format"),
+            "relearn_rates": (1e-4,),
+            "relearn_steps": (1,),
+        }
     )
     run = sani_dist.sanitize(config.model_copy(update={"attack": attack}), tmp_path / "run", stages=api.ATTACK_STAGES)
     there = {
