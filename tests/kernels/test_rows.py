@@ -141,7 +141,7 @@ def test_loss_and_gradient_are_no_further_from_float64_than_torch(
     dtype=st.sampled_from(DTYPES), scale=st.sampled_from([0.0, 1e-3, 1.0, 3.0]), seed=st.integers(0, 10**6),
     softcap=st.sampled_from([None, 30.0]), weight=st.sampled_from([0.0, 0.5, 3.0]),
 )  # fmt: skip
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_beside_a_teacher_loss_and_gradient_are_those_of_float64(
     count: int,
     vocabulary: int,
