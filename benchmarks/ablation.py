@@ -16,7 +16,7 @@ from typing import Any
 import harness
 
 from sani_dist import api
-from sani_dist.config import config_from_mapping
+from sani_dist.config_file import config_from_mapping
 from sani_dist.run import Run, timed
 
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"

@@ -31,7 +31,7 @@ from records import write_records
 from examples.clinic import demo_config, write_base_model, write_general_text, write_notes
 from examples.clinic.settings import CONTROL, GENERAL, HELDOUT, NOTES, memorise_config
 from sani_dist import api
-from sani_dist.config import PRESETS
+from sani_dist.config_file import PRESETS
 from sani_dist.run import Run
 
 PAGE = Path(__file__).parents[1] / "docs" / "forgetting.md"

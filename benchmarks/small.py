@@ -34,7 +34,7 @@ from examples.clinic.english import write_general_text
 from examples.clinic.model import write_base_model
 from examples.clinic.settings import CONTROL, GENERAL, HELDOUT, NOTES
 from sani_dist import api
-from sani_dist.config import PRESETS
+from sani_dist.config_file import PRESETS
 from sani_dist.run import Run
 
 NAME = "small"

@@ -13,15 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sani_dist.config import (
-    AuditSettings,
-    Config,
-    CorpusSettings,
-    ModelSettings,
-    VerifySettings,
-    config_from_mapping,
-    config_to_mapping,
-)
+from sani_dist.config import AuditSettings, Config, CorpusSettings, ModelSettings, VerifySettings
+from sani_dist.config_file import config_from_mapping, config_to_mapping
 from sani_dist.errors import InputError, SaniError
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from sani_dist.config import DEFAULT_PRESET, PRESETS, Config, Objectives, changes_of, cluster_changes, load_config
+from sani_dist.config import Config, Objectives
+from sani_dist.config_file import DEFAULT_PRESET, PRESETS, changes_of, cluster_changes, load_config
 from sani_dist.errors import InputError, SaniError
 from sani_dist.messages import plain, trace
 

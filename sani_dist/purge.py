@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from sani_dist.config import config_from_mapping, config_to_mapping, read_mapping, without_values
+from sani_dist.config_file import config_from_mapping, config_to_mapping, read_mapping, without_values
 from sani_dist.errors import InputError, RunError
 from sani_dist.files import file_sha256, write_text
 from sani_dist.lock import alone

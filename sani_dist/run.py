@@ -21,7 +21,8 @@ from typing import Any
 
 import yaml
 
-from sani_dist.config import PURGED, Config, config_from_mapping, config_to_mapping, read_mapping, without_values
+from sani_dist.config import Config
+from sani_dist.config_file import PURGED, config_from_mapping, config_to_mapping, read_mapping, without_values
 from sani_dist.errors import InputError
 from sani_dist.files import file_sha256, fsync, write_text
 from sani_dist.lock import LOCK

@@ -26,7 +26,8 @@ from transformers import PreTrainedTokenizerFast
 
 import sani_dist
 from examples.clinic.model import write_base_model
-from sani_dist.config import Config, config_from_mapping, config_to_mapping
+from sani_dist.config import Config
+from sani_dist.config_file import config_from_mapping, config_to_mapping
 from sani_dist.run import Run
 
 from . import tiny

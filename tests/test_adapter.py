@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from sani_dist import cli
-from sani_dist.config import Config, config_to_mapping
+from sani_dist.config import Config
+from sani_dist.config_file import config_to_mapping
 from sani_dist.errors import InputError
 from sani_dist.stages import preflight
 

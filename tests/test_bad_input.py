@@ -18,7 +18,8 @@ from transformers import LlamaForCausalLM
 
 import sani_dist
 from sani_dist.api import check_disk
-from sani_dist.config import Config, config_to_mapping
+from sani_dist.config import Config
+from sani_dist.config_file import config_to_mapping
 from sani_dist.errors import InputError
 from sani_dist.purge import purge
 from sani_dist.run import Run

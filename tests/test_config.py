@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from sani_dist.config import DEFAULT_PRESET, PRESETS, config_from_mapping, config_to_mapping, load_config
+from sani_dist.config_file import DEFAULT_PRESET, PRESETS, config_from_mapping, config_to_mapping, load_config
 from sani_dist.errors import InputError
 
 GOOD: dict[str, Any] = {

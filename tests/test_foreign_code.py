@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 import sani_dist
-from sani_dist.config import Config, config_to_mapping
+from sani_dist.config import Config
+from sani_dist.config_file import config_to_mapping
 
 PACKAGE = Path(sani_dist.__file__).parent
 

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from sani_dist import cli
-from sani_dist.config import Config, PresidioDetector, config_from_mapping, load_config, read_mapping
+from sani_dist.config import Config, PresidioDetector
+from sani_dist.config_file import config_from_mapping, load_config, read_mapping
 from sani_dist.corpus import presidio, review
 from sani_dist.corpus.annotations import parse_spans
 from sani_dist.corpus.read import read_records
@@ -150,7 +151,7 @@ def leaves(model: type[BaseModel], before: tuple[str, ...] = ()) -> Iterator[tup
 )
 def test_no_setting_is_repeated(make_config: Callable[..., Config], planted: Any) -> None:
     """In the place of each setting, and as a key beside it."""
-    from sani_dist.config import config_to_mapping
+    from sani_dist.config_file import config_to_mapping
 
     refused = 0
     for place in leaves(Config):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sani_dist.config import PRESETS
+from sani_dist.config_file import PRESETS
 
 NOTES, CONTROL, HELDOUT, GENERAL = "notes.jsonl", "control.jsonl", "heldout.jsonl", "general.jsonl"
 

@@ -14,7 +14,7 @@ from examples.clinic.model import write_base_model
 from examples.clinic.notes import write_notes
 from examples.clinic.settings import CONTROL, GENERAL, HELDOUT, NOTES, demo_config, memorise_config
 from sani_dist import api
-from sani_dist.config import config_from_mapping
+from sani_dist.config_file import config_from_mapping
 from sani_dist.corpus.canaries import write_canaries
 from sani_dist.engine.distributed import has_bfloat16
 from sani_dist.errors import InputError

@@ -17,13 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sani_dist.config import (
-    AnnotationsDetector,
-    CorpusSettings,
-    PresidioDetector,
-    TargetSettings,
-    TermsDetector,
-)
+from sani_dist.config import AnnotationsDetector, CorpusSettings, PresidioDetector, TargetSettings, TermsDetector
 from sani_dist.corpus.annotations import labelled_spans
 from sani_dist.corpus.closure import Blacklist, Values, merge, values_of
 from sani_dist.corpus.documents import documents

@@ -103,7 +103,7 @@ def _work(
 ) -> None:
     """`held`: rank 0 puts the lock of the run into it for all ranks, unless a command of ours has started them, and has it."""
     from sani_dist import pipeline
-    from sani_dist.config import load_config
+    from sani_dist.config_file import load_config
     from sani_dist.engine.distributed import check_launcher
     from sani_dist.lock import alone
     from sani_dist.run import Run

@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sani_dist.config import VerifySettings, config_to_mapping
+from sani_dist.config import VerifySettings
+from sani_dist.config_file import config_to_mapping
 from sani_dist.metrics import read_stage
 from sani_dist.report.coverage import coverage
 from sani_dist.report.evidence import Evidence

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import Any
 
-from sani_dist.config import VALUES
+from sani_dist.config_file import VALUES
 
 
 def redacted(settings: Any, name: str = "") -> Any:

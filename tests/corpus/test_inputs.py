@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sani_dist.config import CorpusSettings, load_config
+from sani_dist.config import CorpusSettings
+from sani_dist.config_file import load_config
 from sani_dist.corpus import detect_spans
 from sani_dist.corpus.documents import folders_said
 from sani_dist.corpus.read import read_records

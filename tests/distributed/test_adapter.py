@@ -22,7 +22,8 @@ from typer.testing import CliRunner
 import sani_dist
 from sani_dist import api, lora
 from sani_dist.cli import app
-from sani_dist.config import Config, config_from_mapping, config_to_mapping
+from sani_dist.config import Config
+from sani_dist.config_file import config_from_mapping, config_to_mapping
 from sani_dist.corpus.rows import PackedRows
 from sani_dist.erase import Plan, Unit
 from sani_dist.errors import InputError

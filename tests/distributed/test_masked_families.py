@@ -24,7 +24,7 @@ from transformers import (
 
 import sani_dist
 from sani_dist.audit.use import METRICS
-from sani_dist.config import config_from_mapping
+from sani_dist.config_file import config_from_mapping
 from sani_dist.corpus.rows import NO_DOCUMENT, PackedRows
 from sani_dist.erase import Plan, Unit
 from sani_dist.errors import InputError

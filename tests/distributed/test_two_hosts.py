@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sani_dist.config import Config, config_to_mapping
+from sani_dist.config import Config
+from sani_dist.config_file import config_to_mapping
 from sani_dist.run import Run
 
 from ..watching import repaired_steps

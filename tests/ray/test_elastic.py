@@ -14,7 +14,8 @@ from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
 
 import sani_dist
-from sani_dist.config import Config, config_to_mapping
+from sani_dist.config import Config
+from sani_dist.config_file import config_to_mapping
 
 from ..watching import ranks_of, repaired_steps
 from .started import STORE_BYTES, finished, node_of, sani_dist_run, started, wait_until

@@ -9,7 +9,8 @@ import yaml
 from ray.cluster_utils import Cluster
 
 import sani_dist
-from sani_dist.config import Config, config_to_mapping
+from sani_dist.config import Config
+from sani_dist.config_file import config_to_mapping
 
 from ..watching import ranks_of, repaired_steps
 from .conftest import exported

@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 from examples.clinic.notes import write_notes
 from sani_dist import orchestrate
-from sani_dist.config import Config, CorpusSettings, RepairSettings, config_to_mapping, load_config
+from sani_dist.config import Config, CorpusSettings, RepairSettings
+from sani_dist.config_file import config_to_mapping, load_config
 from sani_dist.corpus import prepare, tables
 from sani_dist.corpus.spread import Spread, on_ray
 from sani_dist.errors import InputError, RunError

@@ -8,14 +8,8 @@ from typing import Any
 import pytest
 
 from sani_dist import orchestrate
-from sani_dist.config import (
-    ClusterSettings,
-    Config,
-    cluster_changes,
-    config_from_mapping,
-    config_to_mapping,
-    load_config,
-)
+from sani_dist.config import ClusterSettings, Config
+from sani_dist.config_file import cluster_changes, config_from_mapping, config_to_mapping, load_config
 from sani_dist.errors import InputError
 from sani_dist.orchestrate import connection
 from sani_dist.report.redact import redacted

@@ -17,7 +17,7 @@ import psutil
 import pytest
 import yaml
 
-from sani_dist.config import load_config
+from sani_dist.config_file import load_config
 from sani_dist.orchestrate.local import free_port
 
 from ..watching import ranks_of, repaired_steps

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from sani_dist.audit.measurement import Measurement, clopper_pearson
-from sani_dist.config import config_from_mapping
+from sani_dist.config_file import config_from_mapping
 from sani_dist.erase import Plan
 from sani_dist.erase.plan import Memory, Unit
 from sani_dist.run import STAGES, Run

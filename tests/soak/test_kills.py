@@ -23,7 +23,8 @@ import psutil
 import pytest
 import yaml
 
-from sani_dist.config import Config, config_to_mapping
+from sani_dist.config import Config
+from sani_dist.config_file import config_to_mapping
 from sani_dist.files import file_sha256
 from sani_dist.run import STAGES, Run
 
