@@ -55,7 +55,7 @@ def compare(model: Path, repeats: int, parts: Sequence[str]) -> None:
     if not (model / "run" / "model").exists():
         from rich.console import Console
 
-        from examples.clinic.story import tell
+        from examples.clinic.demo import tell
 
         tell(model, 0, 2, Console())
     checkpoint.prepare(checkpoint.DEFAULT_FOLDER)

@@ -72,7 +72,7 @@ def measure(arguments: argparse.Namespace) -> None:
     from transformers import AutoTokenizer
 
     from sani_dist.corpus import prepare
-    from sani_dist.corpus.spread import on_ray
+    from sani_dist.corpus.executor import on_ray
     from sani_dist.orchestrate import PREPARE_STORE_BYTES
     from sani_dist.orchestrate.connection import connected
 
@@ -85,8 +85,8 @@ def measure(arguments: argparse.Namespace) -> None:
                 "detect": [{"name": "annotations"}, {"name": "terms", "values": TERMS}],
             }
         )  # fmt: skip
-        spread = on_ray(ACTORS, {}) if arguments.ray else map
-        prepare(settings, tokenizer, folder, key=b"benchmark", spread=spread)
+        executor = on_ray(ACTORS, {}) if arguments.ray else map
+        prepare(settings, tokenizer, folder, key=b"benchmark", executor=executor)
 
     with tempfile.TemporaryDirectory(dir=arguments.model) as name, contextlib.ExitStack() as stack:
         if arguments.ray:

@@ -154,7 +154,7 @@ def ours(model: Path, rows: PackedRows, settings: RepairSettings, folder: Path) 
         taught = Predictions(folders, places, top)
         times["asking_seconds"] = time.perf_counter() - start
     if settings.trainable != "all":
-        engine.freeze_trunk(settings.trainable.last)
+        engine.freeze_first_layers(settings.trainable.last)
         start = time.perf_counter()
         states = states_below(engine, places_of(settings, texts, None), folder / "trunk", "benchmark")
         times["trunk_seconds"] = time.perf_counter() - start

@@ -443,7 +443,7 @@ def _clinic() -> Any:
     if not (repository / "examples" / "clinic").is_dir():
         raise InputError("demo: it is not in the installed package; clone the repository, and run `make demo` there")
     sys.path.insert(0, str(repository))
-    from examples.clinic.story import tell
+    from examples.clinic.demo import tell
 
     return tell
 

@@ -17,10 +17,10 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from sani_dist.attack.context import AttackContext
 from sani_dist.attack.fisher import fisher
 from sani_dist.attack.lens import block_outputs
 from sani_dist.attack.result import Result
-from sani_dist.attack.scene import Scene
 from sani_dist.audit.measurement import Measurement
 from sani_dist.corpus.rows import NO_DOCUMENT, Batch, PackedRows
 from sani_dist.engine.map_rows import map_rows
@@ -30,24 +30,24 @@ from sani_dist.engine.zero3 import Engine
 SPLITS = ("repair", "general_test")
 
 
-def drift(scene: Scene, name: str, load: Iterator[Engine]) -> Iterator[Result]:
+def drift(context: AttackContext, name: str, load: Iterator[Engine]) -> Iterator[Result]:
     """One result; its measurements are those of every layer, counted from 0, as groups, and `pca_distance` over all of them. None where
     there is no model before."""
-    if scene.before is None:
+    if context.before is None:
         return
-    splits = [split for split in SPLITS if split in scene.rows]
+    splits = [split for split in SPLITS if split in context.rows]
     seen: list[dict[str, tuple[np.ndarray, np.ndarray]]] = []
-    for engine in (scene.load(scene.before), next(load)):
+    for engine in (context.load(context.before), next(load)):
         engine.for_inference()
-        seen.append({split: _seen(scene, engine, scene.rows[split]) for split in splits})
+        seen.append({split: _seen(context, engine, context.rows[split]) for split in splits})
         engine.close()
     measured = [m for split in splits for m in _moved(split, *seen[0][split], *seen[1][split])]
     yield Result("drift", "each layer", name, tuple(measured))
 
 
-def _seen(scene: Scene, engine: Engine, rows: PackedRows) -> tuple[np.ndarray, np.ndarray]:
+def _seen(context: AttackContext, engine: Engine, rows: PackedRows) -> tuple[np.ndarray, np.ndarray]:
     """Hidden states [layers, tokens, hidden_size] and Fisher information [layers]."""
-    states = hidden_states(engine, rows, scene.settings.drift_tokens, scene.audit.micro_rows)
+    states = hidden_states(engine, rows, context.settings.drift_tokens, context.audit.micro_rows)
     return states, fisher(engine, rows)
 
 

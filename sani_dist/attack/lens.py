@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from sani_dist.attack.context import AttackContext
 from sani_dist.attack.result import Result
-from sani_dist.attack.scene import Scene
 from sani_dist.audit.measurement import Measurement
 from sani_dist.audit.scores import TokenScores, View, score_views
 from sani_dist.corpus.rows import SENSITIVE
@@ -21,24 +21,24 @@ from sani_dist.engine.blocks import blocks_of
 from sani_dist.engine.zero3 import Engine
 
 
-def lens(scene: Scene, name: str, load: Iterator[Engine]) -> Iterator[Result]:
+def lens(context: AttackContext, name: str, load: Iterator[Engine]) -> Iterator[Result]:
     """One result; its measurements are those of every layer, counted from 0, as groups."""
     engine = next(load)
     engine.for_inference()
-    of_splits = {split: scores_by_layer(scene, engine, split) for split in scene.audited}
+    of_splits = {split: scores_by_layer(context, engine, split) for split in context.audited}
     measured: list[Measurement] = []
     for layer in range(len(blocks_of(engine.model))):
         scores = {split: layers[layer] for split, layers in of_splits.items()}
-        measured += [replace(m, group={"layer": str(layer)}) for m in scene.measured(scores)]
+        measured += [replace(m, group={"layer": str(layer)}) for m in context.measured(scores)]
     yield Result("lens", "each layer", name, tuple(measured))
     engine.close()
 
 
-def scores_by_layer(scene: Scene, engine: Engine, split: str) -> list[TokenScores]:
+def scores_by_layer(context: AttackContext, engine: Engine, split: str) -> list[TokenScores]:
     """Scores of the sensitive tokens of a split, as each layer would predict them."""
     with block_outputs(engine) as (outputs, norm):
         views: list[View] = [partial(_as_last, outputs, norm, layer) for layer in range(len(blocks_of(engine.model)))]
-        return score_views(engine, scene.rows[split], scene.audit.micro_rows, views, roles=(SENSITIVE,))
+        return score_views(engine, context.rows[split], context.audit.micro_rows, views, roles=(SENSITIVE,))
 
 
 @contextmanager

@@ -29,10 +29,10 @@ import pandas as pd
 import torch
 from scipy.optimize import minimize
 
+from sani_dist.attack.context import AttackContext, preference
 from sani_dist.attack.halves import half_of_documents, spans_of_the_others
 from sani_dist.attack.lens import block_outputs
 from sani_dist.attack.result import PREFERENCE, Result
-from sani_dist.attack.scene import Scene, preference
 from sani_dist.audit.measurement import Measurement
 from sani_dist.audit.spans import SPLITS
 from sani_dist.corpus.rows import empty_batch, stacked
@@ -54,22 +54,22 @@ _SHARPNESS = 10.0
 _STEPS = 30
 
 
-def probe(scene: Scene, name: str, load: Iterator[Engine]) -> Iterator[Result]:
+def probe(context: AttackContext, name: str, load: Iterator[Engine]) -> Iterator[Result]:
     """One result for each variant; its measurements are those of every layer, counted from 0, as groups."""
-    half, most = half_of_documents(scene), scene.settings.probe_spans
-    known = scene.sample(most, scene.spans[scene.spans["document"].isin(half)])
-    asked = scene.sample(most, spans_of_the_others(scene, half))
+    half, most = half_of_documents(context), context.settings.probe_spans
+    known = context.sample(most, context.spans[context.spans["document"].isin(half)])
+    asked = context.sample(most, spans_of_the_others(context, half))
     if len(known) < FEWEST_KNOWN or asked.empty:
         few = f"too few spans to learn from: {len(known)}, {FEWEST_KNOWN} are needed"
         nothing = Measurement(PREFERENCE, "sensitive", None, None, None, 0, {}, few)
         yield from (Result("probe", variant, name, (nothing,)) for variant in VARIANTS)
         return
     spans = pd.concat([known, asked], ignore_index=True)
-    tokens = _tokens(scene, spans)
+    tokens = _tokens(context, spans)
     engine = next(load)
     engine.for_inference()
     layers = len(blocks_of(engine.model))
-    states, rows_of_tokens = _states(scene, engine, spans, sorted({token for of_span in tokens for token in of_span}))
+    states, rows_of_tokens = _states(context, engine, spans, sorted({token for of_span in tokens for token in of_span}))
     engine.close()
     for variant in VARIANTS:
         named = [of_span[:1] if variant == "first token" else of_span for of_span in tokens]
@@ -208,17 +208,17 @@ def _measured(asked: pd.DataFrame, pairs: np.ndarray) -> Iterator[Measurement]:
             yield preference(population, of_layer[here], asked["document"].to_numpy()[here], {"layer": str(layer)})
 
 
-def _tokens(scene: Scene, spans: pd.DataFrame) -> list[tuple[int, ...]]:
+def _tokens(context: AttackContext, spans: pd.DataFrame) -> list[tuple[int, ...]]:
     """The tokens of each span."""
     found = []
     for split, row, first, end in zip(spans["split"], spans["row"], spans["first"], spans["end"], strict=True):
-        found.append(tuple(scene.rows[split].batch([row]).input_ids[0, first:end].tolist()))
+        found.append(tuple(context.rows[split].batch([row]).input_ids[0, first:end].tolist()))
     return found
 
 
 @torch.no_grad()
 def _states(
-    scene: Scene, engine: Engine, spans: pd.DataFrame, tokens: Sequence[int]
+    context: AttackContext, engine: Engine, spans: pd.DataFrame, tokens: Sequence[int]
 ) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
     """The state before each span, float32 [spans, hidden_size], of the layers that this rank reads; and the rows of `tokens` in the output
     projection. All ranks together hold each layer once."""
@@ -226,7 +226,7 @@ def _states(
     for span, split, row in zip(range(len(spans)), spans["split"], spans["row"], strict=True):
         of_row.setdefault((split, int(row)), []).append(span)
     items, first = sorted(of_row), spans["first"].to_numpy()
-    micro_rows, length = scene.audit.micro_rows, max(rows.row_length for rows in scene.rows.values())
+    micro_rows, length = context.audit.micro_rows, max(rows.row_length for rows in context.rows.values())
     mine_of_layers = range(distributed.rank(), len(blocks_of(engine.model)), distributed.world_size())
     states: dict[int, np.ndarray] = {}
     rows_of_tokens: dict[int, np.ndarray] = {}
@@ -237,7 +237,7 @@ def _states(
     with block_outputs(engine) as (outputs, norm):
 
         def compute(mine: range, dealt: Sequence[range]) -> torch.Tensor:
-            parts = [scene.rows[items[i][0]].batch([items[i][1]]) for i in mine]
+            parts = [context.rows[items[i][0]].batch([items[i][1]]) for i in mine]
             # Filled up with padding: kernels may sum micro-batches of other shapes in another order.
             batch = stacked([*parts, *[empty_batch(1, length)] * (micro_rows - len(parts))])
             found = engine.forward(batch.input_ids, batch.position, rows_of)

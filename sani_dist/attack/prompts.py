@@ -22,8 +22,8 @@ from collections.abc import Iterator
 
 import pandas as pd
 
+from sani_dist.attack.context import AttackContext
 from sani_dist.attack.result import NOTHING, Result
-from sani_dist.attack.scene import Scene
 from sani_dist.audit.candidates import CHARACTERS_BEFORE, TOKENS_BEFORE, CandidateRows, Question, branching
 from sani_dist.audit.measurement import Measurement
 from sani_dist.audit.scores import TokenScores, score
@@ -66,33 +66,33 @@ VARIANTS = (
 )  # fmt: skip
 
 
-def prompts(scene: Scene, name: str, load: Iterator[Engine]) -> Iterator[Result]:
+def prompts(context: AttackContext, name: str, load: Iterator[Engine]) -> Iterator[Result]:
     """One result for each variant, on the same spans."""
-    chosen = with_texts(scene, scene.sample(scene.settings.prompt_spans))
+    chosen = with_texts(context, context.sample(context.settings.prompt_spans))
     engine = next(load)
     engine.for_inference()
-    length = max(rows.row_length for rows in scene.rows.values())
+    length = max(rows.row_length for rows in context.rows.values())
     for variant in VARIANTS:
-        draw = random.Random(f"{scene.settings.seed} {variant}")
+        draw = random.Random(f"{context.settings.seed} {variant}")
         befores = prompted(variant, chosen, draw)
         asked = [Question(before, (value,)) for before, value in zip(befores, chosen["value"], strict=True)]
         rows = CandidateRows(
-            scene.tokenizer,
+            context.tokenizer,
             asked,
             length,
             _TOKENS_IN_CONTEXT if variant == "in context" else TOKENS_BEFORE,
             alone=engine.alone,
         )
-        scores = score(engine, rows, scene.audit.micro_rows, attention=branching)
-        yield Result("prompts", variant, name, _measured(scene, chosen, rows, scores))
+        scores = score(engine, rows, context.audit.micro_rows, attention=branching)
+        yield Result("prompts", variant, name, _measured(context, chosen, rows, scores))
     engine.close()
 
 
-def with_texts(scene: Scene, spans: pd.DataFrame) -> pd.DataFrame:
+def with_texts(context: AttackContext, spans: pd.DataFrame) -> pd.DataFrame:
     """`spans` with what nobody may write down: the text before each, and its value."""
-    texts = dict(scene.corpus.texts(set(spans["document"])))
+    texts = dict(context.corpus.texts(set(spans["document"])))
     before = [texts[document][:start] for document, start in zip(spans["document"], spans["start"], strict=True)]
-    return spans.assign(before=before, value=scene.corpus.values(spans))
+    return spans.assign(before=before, value=context.corpus.values(spans))
 
 
 def prompted(variant: str, spans: pd.DataFrame, draw: random.Random) -> list[str]:
@@ -132,12 +132,14 @@ def up_to_the_sentence(before: str) -> str:
     return before[: ends[-1]] if ends else ""
 
 
-def _measured(scene: Scene, chosen: pd.DataFrame, rows: CandidateRows, scores: TokenScores) -> tuple[Measurement, ...]:
+def _measured(
+    context: AttackContext, chosen: pd.DataFrame, rows: CandidateRows, scores: TokenScores
+) -> tuple[Measurement, ...]:
     places = pd.DataFrame(
         [(i, *found[0]) for i, found in enumerate(rows.places) if found], columns=["index", "row", "first", "end"]
     ).set_index("index")
     spans = chosen.drop(columns=["row", "first", "end"]).join(places, how="inner")
-    return scene.measured(dict.fromkeys(scene.audited, scores), spans)
+    return context.measured(dict.fromkeys(context.audited, scores), spans)
 
 
 def _damaged(text: str, draw: random.Random) -> str:

@@ -15,8 +15,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from sani_dist.attack.context import AttackContext
 from sani_dist.attack.result import NOTHING, Result
-from sani_dist.attack.scene import Scene
 from sani_dist.audit.scores import score
 from sani_dist.engine import distributed
 from sani_dist.engine.shards import local_shards
@@ -28,17 +28,17 @@ VARIANTS: dict[str, tuple[int, int | None]] = {"int8": (8, None), "int4": (4, GR
 _BLOCK = 2**20
 
 
-def quantise(scene: Scene, name: str, load: Iterator[Engine]) -> Iterator[Result]:
+def quantise(context: AttackContext, name: str, load: Iterator[Engine]) -> Iterator[Result]:
     """One result for each width, and one of the model as it is."""
     for variant in (NOTHING, *VARIANTS):
-        if variant in scene.made:
+        if variant in context.made:
             continue
         engine = next(load)
         if variant != NOTHING:
             round_weights(engine.model, *VARIANTS[variant])
         engine.for_inference()
-        scores = {split: score(engine, scene.rows[split], scene.audit.micro_rows) for split in scene.audited}
-        yield Result("quantise", variant, name, scene.measured(scores))
+        scores = {split: score(engine, context.rows[split], context.audit.micro_rows) for split in context.audited}
+        yield Result("quantise", variant, name, context.measured(scores))
         engine.close()
 
 

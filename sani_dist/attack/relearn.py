@@ -23,9 +23,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from sani_dist.attack.context import AttackContext
 from sani_dist.attack.halves import half_of_documents, spans_of_the_others
 from sani_dist.attack.result import NOTHING, Result
-from sani_dist.attack.scene import Scene
 from sani_dist.audit.measurement import Measurement
 from sani_dist.audit.scores import score
 from sani_dist.config import AttackSettings, Objectives, RepairSettings
@@ -66,23 +66,23 @@ def grid_of(settings: AttackSettings, gpu: bool) -> Grid:
     )
 
 
-def relearn(scene: Scene, name: str, load: Iterator[Engine]) -> Iterator[Result]:
+def relearn(context: AttackContext, name: str, load: Iterator[Engine]) -> Iterator[Result]:
     """One result for each variant that there is text for."""
-    known = half_of_documents(scene)
-    spans = spans_of_the_others(scene, known)
-    others = scene.related or scene.rows.get("heldout") or scene.rows.get("control")
+    known = half_of_documents(context)
+    spans = spans_of_the_others(context, known)
+    others = context.related or context.rows.get("heldout") or context.rows.get("control")
     texts = {
-        NOTHING: None, "documents": scene.rows["repair"].of_documents(known), "format": others,
-        "general": scene.rows.get("general_train"),
+        NOTHING: None, "documents": context.rows["repair"].of_documents(known), "format": others,
+        "general": context.rows.get("general_train"),
     }  # fmt: skip
 
     def asked(engine: Engine, text: PackedRows | None) -> tuple[Measurement, ...]:
-        splits = [split for split in scene.audited if scene.rows[split] is not text]
-        scores = {split: score(engine, scene.rows[split], scene.audit.micro_rows) for split in splits}
-        return scene.measured(scores, spans)
+        splits = [split for split in context.audited if context.rows[split] is not text]
+        scores = {split: score(engine, context.rows[split], context.audit.micro_rows) for split in splits}
+        return context.measured(scores, spans)
 
     for variant, text in texts.items():
-        if variant in scene.made or (variant != NOTHING and (variant not in scene.settings.relearn_on or not text)):
+        if variant in context.made or (variant != NOTHING and (variant not in context.settings.relearn_on or not text)):
             continue
         if text is None:
             engine = next(load)
@@ -91,22 +91,22 @@ def relearn(scene: Scene, name: str, load: Iterator[Engine]) -> Iterator[Result]
             engine.close()
             continue
         found: dict[str, tuple[Measurement, ...]] = {}
-        for label, engine in _trained(scene, load, text):
+        for label, engine in _trained(context, load, text):
             found[label] = asked(engine, text)
-        yield Result("relearn", variant, name, _worst_and_curve(found, scene.audit.samples))
+        yield Result("relearn", variant, name, _worst_and_curve(found, context.audit.samples))
 
 
-def _trained(scene: Scene, load: Iterator[Engine], text: PackedRows) -> Iterator[tuple[str, Engine]]:
+def _trained(context: AttackContext, load: Iterator[Engine], text: PackedRows) -> Iterator[tuple[str, Engine]]:
     """Each point of the grid, and the model there. One training for each way and rate passes through all numbers of steps."""
-    grid = grid_of(scene.settings, distributed.device().type == "cuda")
+    grid = grid_of(context.settings, distributed.device().type == "cuda")
     for way, rate in itertools.product(grid.ways, grid.rates):
         engine = next(load)
         if way == "lora":
             if not lora_layers(engine.model):  # an adapter that is attacked is one
                 engine.add_lora(LORA_RANK)
-                begin_again(local_shards(engine.model), scene.settings.seed)
+                begin_again(local_shards(engine.model), context.settings.seed)
             engine.freeze_base()
-        settings = _settings(scene, len(text), rate, grid.steps[-1])
+        settings = _settings(context, len(text), rate, grid.steps[-1])
         engine.for_training(settings)
         state = State(0, "")
         for steps in grid.steps:
@@ -122,11 +122,11 @@ def _reached(steps: int, state: State) -> bool:
     return state.step == steps
 
 
-def _settings(scene: Scene, rows: int, rate: float, most_steps: int) -> RepairSettings:
+def _settings(context: AttackContext, rows: int, rate: float, most_steps: int) -> RepairSettings:
     """Of a training whose first steps do not depend on how many follow."""
     return RepairSettings(
         objectives=Objectives(plain=True), epochs=math.ceil(most_steps * BATCH_ROWS / rows), learning_rate=rate, schedule="constant",
-        warmup=0, batch_rows=BATCH_ROWS, micro_rows=scene.repair.micro_rows, checkpoint_every=2**31, seed=scene.settings.seed,
+        warmup=0, batch_rows=BATCH_ROWS, micro_rows=context.repair.micro_rows, checkpoint_every=2**31, seed=context.settings.seed,
     )  # fmt: skip
 
 

@@ -15,9 +15,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
+from sani_dist.attack.context import AttackContext, preference
 from sani_dist.attack.prompts import up_to_the_sentence, with_texts, words_for
 from sani_dist.attack.result import Result
-from sani_dist.attack.scene import Scene, preference
 from sani_dist.audit.candidates import CandidateRows, Question, branching
 from sani_dist.audit.scores import score
 from sani_dist.audit.spans import SPLITS
@@ -30,10 +30,10 @@ _FRAME = "\nStatement: the {0} is "
 _ANSWERS = (". This statement is true", ". This statement is false")
 
 
-def statement(scene: Scene, name: str, load: Iterator[Engine]) -> Iterator[Result]:
+def statement(context: AttackContext, name: str, load: Iterator[Engine]) -> Iterator[Result]:
     """One result, of the spans that `prompts` asks for."""
-    spans = with_texts(scene, scene.sample(scene.settings.prompt_spans))
-    others = other_values(spans, scene.settings.seed)
+    spans = with_texts(context, context.sample(context.settings.prompt_spans))
+    others = other_values(spans, context.settings.seed)
     values = [(value, *of_span) for value, of_span in zip(spans["value"], others, strict=True)]
     engine = next(load)
     engine.for_inference()
@@ -46,9 +46,9 @@ def statement(scene: Scene, name: str, load: Iterator[Engine]) -> Iterator[Resul
             for before, kind, of_span in zip(befores, spans["kind"], values, strict=True)
         ]
         rows = CandidateRows(
-            scene.tokenizer, asked, max(rows.row_length for rows in scene.rows.values()), alone=engine.alone
+            context.tokenizer, asked, max(rows.row_length for rows in context.rows.values()), alone=engine.alone
         )
-        scores = score(engine, rows, scene.audit.micro_rows, attention=branching)
+        scores = score(engine, rows, context.audit.micro_rows, attention=branching)
         agreed.append([agreement(of_question) for of_question in rows.logprobs(scores)])
     engine.close()
     pairs = np.array([won(with_text, alone) for with_text, alone in zip(*agreed, strict=True)]).reshape(-1, 2)

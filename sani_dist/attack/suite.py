@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from sani_dist.attack.context import AttackContext
 from sani_dist.attack.drift import drift
 from sani_dist.attack.lens import lens
 from sani_dist.attack.probe import probe
@@ -12,13 +13,12 @@ from sani_dist.attack.prompts import prompts
 from sani_dist.attack.quantise import quantise
 from sani_dist.attack.relearn import relearn
 from sani_dist.attack.result import Result
-from sani_dist.attack.scene import Scene
 from sani_dist.attack.statement import statement
 from sani_dist.engine.source import Source
 from sani_dist.engine.zero3 import Engine
 
 # An attack takes untouched engines of the model, as many as it needs, and closes them.
-Attack = Callable[[Scene, str, Iterator[Engine]], Iterator[Result]]
+Attack = Callable[[AttackContext, str, Iterator[Engine]], Iterator[Result]]
 Task = tuple[str, str]  # names of a model and of an attack
 ATTACKS: dict[str, Attack] = {
     "prompts": prompts, "statement": statement, "lens": lens, "probe": probe, "quantise": quantise, "drift": drift, "relearn": relearn,
@@ -26,7 +26,7 @@ ATTACKS: dict[str, Attack] = {
 
 
 def attack(
-    scene: Scene,
+    context: AttackContext,
     models: Mapping[str, Source],
     known: Sequence[Result] = (),
     under_way: Task | None = None,
@@ -40,13 +40,13 @@ def attack(
     """
     results = list(known)
     done = {(result.model, result.attack) for result in known} - {under_way}
-    todo = [(model, name) for model in models for name in ATTACKS if name in scene.settings.attacks]
+    todo = [(model, name) for model in models for name in ATTACKS if name in context.settings.attacks]
     for number, (model, name) in enumerate(todo):
         report(number, len(todo))
         if (model, name) in done:
             continue
         made = {result.variant for result in results if (result.model, result.attack) == (model, name)}
-        for result in ATTACKS[name](replace(scene, made=made), model, _engines(scene, models[model])):
+        for result in ATTACKS[name](replace(context, made=made), model, _engines(context, models[model])):
             if result.variant not in made:
                 results.append(result)
                 save(results, (model, name))
@@ -55,6 +55,6 @@ def attack(
     return results
 
 
-def _engines(scene: Scene, model: Source) -> Iterator[Engine]:
+def _engines(context: AttackContext, model: Source) -> Iterator[Engine]:
     while True:
-        yield scene.load(model)
+        yield context.load(model)

@@ -25,7 +25,7 @@ NEGLIGIBLE = 1e-3
 
 
 @dataclass(frozen=True)
-class Standing:
+class ControlComparison:
     """Mean leak by `SAMPLES` samples of the sensitive spans and of the control, the 95 % interval of their difference, and the area under
     the curve of membership by the spans' loss with its interval. All None where there are too few documents to tell."""
 
@@ -45,7 +45,9 @@ class Standing:
         return self.low <= NEGLIGIBLE and self.auc_low <= GUESSING
 
 
-def standing(engine: Engine, rows: Mapping[str, PackedRows], spans: pd.DataFrame, micro_rows: int) -> Standing:
+def compare_with_control(
+    engine: Engine, rows: Mapping[str, PackedRows], spans: pd.DataFrame, micro_rows: int
+) -> ControlComparison:
     """One forward pass over the sensitive tokens of repair and control. Every rank has the same result. `spans`: as `Corpus.spans`."""
     tables = []
     for split in SPLITS.values():
@@ -55,11 +57,11 @@ def standing(engine: Engine, rows: Mapping[str, PackedRows], spans: pd.DataFrame
     return compare(*tables)
 
 
-def compare(sensitive: pd.DataFrame, control: pd.DataFrame) -> Standing:
+def compare(sensitive: pd.DataFrame, control: pd.DataFrame) -> ControlComparison:
     """Of spans as `score_spans` gives them. Those of a kind without a control may leak, but tell nothing of membership."""
     of_kinds = comparable(sensitive, control)
     if min(table["document"].nunique() for table in of_kinds) < FEWEST_DOCUMENTS:
-        return Standing()
+        return ControlComparison()
     leak = [leaks(table, SAMPLES) for table in (sensitive, control)]
     low, high = difference_by_document(
         leak[0], sensitive["document"].to_numpy(), leak[1], control["document"].to_numpy()
@@ -69,4 +71,4 @@ def compare(sensitive: pd.DataFrame, control: pd.DataFrame) -> Standing:
     documents = [table["document"].to_numpy() for table in of_kinds]
     area, error = auc(*loss, *documents)
     ends = auc_interval(area, error, min(len(np.unique(d)) for d in documents))
-    return Standing(float(leak[0].mean()), float(leak[1].mean()), low, high, area, *ends)
+    return ControlComparison(float(leak[0].mean()), float(leak[1].mean()), low, high, area, *ends)

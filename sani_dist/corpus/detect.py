@@ -5,7 +5,7 @@ find     each document's own findings; their values go on the blacklist
 close    findings and all occurrences of blacklisted values, merged -> spans.parquet
 
 What finding and closing do with a batch of documents is a function of its number (`_Find`, `_Close`), which reads the batch itself and
-can be pickled: so other processes can work on batches (`spread.py`). What they return comes back in order, and is written here.
+can be pickled: so other processes can work on batches (`executor.py`). What they return comes back in order, and is written here.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from sani_dist.config import AnnotationsDetector, CorpusSettings, PresidioDetect
 from sani_dist.corpus.annotations import labelled_spans
 from sani_dist.corpus.closure import Blacklist, Values, merge, values_of
 from sani_dist.corpus.documents import documents
+from sani_dist.corpus.executor import Executor
 from sani_dist.corpus.fold import value_key
 from sani_dist.corpus.ordinary import OrdinaryWords
 from sani_dist.corpus.presidio import presidio
 from sani_dist.corpus.rare_terms import RareTerms
 from sani_dist.corpus.score import DetectorScore
 from sani_dist.corpus.span import SPLITS, Detector, Document, Span, Split, value_id
-from sani_dist.corpus.spread import Spread
 from sani_dist.corpus.subjects import subject_of
 from sani_dist.corpus.tables import DocumentReader, DocumentWriter, SpanReader, SpanWriter
 from sani_dist.corpus.terms import TermMatcher, term_detector, terms
@@ -104,14 +104,14 @@ def detect_spans(
     key: bytes,
     report: Report | None = None,
     passes_after: int = 0,
-    spread: Spread = map,
+    executor: Executor = map,
 ) -> Detection:
     """Write `run/corpus/documents.parquet`, `spans.parquet` and, if there are labels, `labelled.parquet`.
 
     Which detectors run where: all of them on repair, heldout and control; on general text only the terms and the
     target, since the names in it are public. The blacklist of repair is closed over repair and general text, those of
     heldout and control over themselves. `key` keys the hashes of the values; `passes_after` tells `report` what the
-    caller adds; `spread` says who works on the batches.
+    caller adds; `executor` says who works on the batches.
 
     Raises `InputError` for bad settings, bad input, and a corpus in whose repair text nothing sensitive is found.
     """
@@ -121,8 +121,8 @@ def detect_spans(
     total = _read(settings, tokenizer, folder, detectors, report)
     progress = _Progress(report, total * (2 + passes_after))
     blacklists = {split: Blacklist() for split in _CLOSED}
-    controls = _find(folder, detectors, blacklists, progress, spread)
-    detection = _close(folder, key, detectors.target, blacklists, controls, progress, spread)
+    controls = _find(folder, detectors, blacklists, progress, executor)
+    detection = _close(folder, key, detectors.target, blacklists, controls, progress, executor)
     if not detection.with_spans["repair"]:
         raise InputError(
             "corpus: nothing sensitive was found in the text that repair trains on; check `detect`, `target` and `text`"
@@ -297,13 +297,13 @@ def _find(
     detectors: _Detectors,
     blacklists: dict[Split, Blacklist],
     progress: _Progress,
-    spread: Spread,
+    executor: Executor,
 ) -> set[str]:
     """Write found.parquet, fill the blacklists, and return the folded values of control."""
     controls, targets = set[str](), set[tuple[str, str]]()
     documents = DocumentReader(folder / "documents.parquet")
     with SpanWriter(folder / "found.parquet") as writer:
-        for found in spread(_Find(documents, detectors), range(len(documents))):
+        for found in executor(_Find(documents, detectors), range(len(documents))):
             for document, spans in found.spans:
                 writer.add(document, spans, [""] * len(spans))
             for split, values in found.values.items():
@@ -374,7 +374,7 @@ def _close(
     blacklists: dict[Split, Blacklist],
     controls: set[str],
     progress: _Progress,
-    spread: Spread,
+    executor: Executor,
 ) -> Detection:
     """Write spans.parquet and labelled.parquet, remove found.parquet, and count."""
     detection = Detection()
@@ -385,7 +385,7 @@ def _close(
         # Far above the others, so that an id means one span whichever table it is in.
         SpanWriter(folder / "labelled.parquet", FIRST_LABELLED_ID) as labelled_writer,
     ):
-        for closed in spread(close, range(len(documents))):
+        for closed in executor(close, range(len(documents))):
             for document in closed.spans:
                 spans_writer.add(*document)
             for document in closed.labelled:

@@ -18,12 +18,12 @@ from sani_dist.config import CorpusSettings, RepairSettings
 from sani_dist.corpus.detect import AUDITED, Detection, Report, detect_spans
 from sani_dist.corpus.documents import folders_said
 from sani_dist.corpus.encode import Encoded, check_tokenizer, encode, pieces
+from sani_dist.corpus.executor import Executor
 from sani_dist.corpus.fold import value_key
 from sani_dist.corpus.pack import pack, write_rows
 from sani_dist.corpus.read import read_records
 from sani_dist.corpus.rows import LEARN, SENSITIVE
 from sani_dist.corpus.span import SPLITS, Document, Split, value_id
-from sani_dist.corpus.spread import Spread
 from sani_dist.corpus.surrogates import Surrogates
 from sani_dist.corpus.tables import TOKEN_SPANS, DocumentReader, SpanReader, StoredSpan, TableWriter
 from sani_dist.errors import InputError
@@ -42,21 +42,21 @@ def prepare(
     repair: RepairSettings = RepairSettings(),  # noqa: B008 (settings are fixed once made)
     *,
     alone: bool = False,
-    spread: Spread = map,
+    executor: Executor = map,
 ) -> dict[str, Any]:
     """Write `run/corpus` and `run/tokens` and return the summary, which has counts and kinds, never values.
 
     corpus/  documents.parquet, spans.parquet, labelled.parquet (if the corpus has labels), summary.json
     tokens/  epoch-000/{split}.arrow for each split that has documents (`PackedRows` reads it), token_spans.parquet;
              epoch-NNN/repair.arrow for each epoch of `repair` whose text has surrogates
-    key: keys the hashes of values. alone: no two documents share a row. spread: who works on the batches of documents.
+    key: keys the hashes of values. alone: no two documents share a row. executor: who works on the batches of documents.
     report: called with the documents done and their total (None while it is unknown).
 
     The same input gives the same files, whoever works on it. Raises `InputError`, in one line, for settings and input that cannot work.
     """
     check_tokenizer(tokenizer)
     texts = [text for text in repair.text_of_epochs if text]
-    detection = detect_spans(settings, tokenizer, run, key, report, passes_after=1 + len(texts), spread=spread)
+    detection = detect_spans(settings, tokenizer, run, key, report, passes_after=1 + len(texts), executor=executor)
     parts = [_Part(split, 0, detection.batches[split]) for split in SPLITS if detection.documents[split]]
     parts += [_Part("repair", text, detection.batches["repair"]) for text in texts]
     corpus = run / "corpus"
@@ -64,7 +64,7 @@ def prepare(
         corpus, DocumentReader(corpus / "documents.parquet"), {name: SpanReader(path) for name, path in _tables(corpus)}, key,
         tokenizer, settings.row_length, repair, parts, detection,
     )  # fmt: skip
-    encoded = spread(work, range(sum(len(part.batches) for part in parts)))
+    encoded = executor(work, range(sum(len(part.batches) for part in parts)))
     done, total = 2 * detection.documents.total(), (3 + len(texts)) * detection.documents.total()
     tokens: dict[str, Any] = {}
     fates: Counter[tuple[str, str]] = Counter()

@@ -24,13 +24,13 @@ from sani_dist.engine.adapter import Adapter, add_lora, freeze_base
 from sani_dist.engine.attention import attend_by_document
 from sani_dist.engine.blocks import blocks_of, body_of
 from sani_dist.engine.buffers import read_buffers
+from sani_dist.engine.frozen_layers import FrozenLayers, recompute_trained
 from sani_dist.engine.head import Logits, VocabularyHead, logits_of
 from sani_dist.engine.layout import find_layout, untie_what_differs
 from sani_dist.engine.packed_attention import PackedAttention
 from sani_dist.engine.rotary import rotate_by_document
 from sani_dist.engine.safetensors_files import SINGLE, Checkpoint
 from sani_dist.engine.shards import local_shards
-from sani_dist.engine.trunk import Trunk, recompute_trained
 from sani_dist.errors import InputError
 
 # Beside the package in a checkout, inside it in a wheel.
@@ -225,7 +225,7 @@ class CausalModel(nn.Module):
         self.attention = PackedAttention(model, blocks_of(model))
         rotate_by_document(model)
         self.visible: torch.Tensor | None = None
-        self.trunk: Trunk | None = None
+        self.trunk: FrozenLayers | None = None
 
     def forward(self, inputs: torch.Tensor, position_ids: torch.Tensor | None, compute: Callable[..., T]) -> T:
         """inputs: token ids [rows, tokens], or what enters the layers above the trunk [rows, tokens, hidden_size].
@@ -322,7 +322,7 @@ class Engine:
         self.module.eval()
 
     @contextmanager
-    def trunk_alone(self) -> Iterator[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]:
+    def frozen_layers_alone(self) -> Iterator[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]]:
         """A function of (input_ids, position_ids) that gives what enters the trained layers, by a forward of the layers below."""
         assert isinstance(self.module, CausalModel)
         assert self.module.trunk is not None
@@ -335,9 +335,9 @@ class Engine:
 
             yield run
 
-    def freeze_trunk(self, trained: int) -> None:
+    def freeze_first_layers(self, trained: int) -> None:
         """Only the last `trained` layers are trained from here on. Raises InputError when the model has no more than that."""
-        self.module.trunk = Trunk(self.model, trained)
+        self.module.trunk = FrozenLayers(self.model, trained)
         self.module.trunk.freeze(self.model)
 
     def add_lora(self, rank: int) -> None:

@@ -20,7 +20,7 @@ from functools import partial
 
 import torch
 
-from sani_dist.kernels import taught
+from sani_dist.kernels import distillation
 from sani_dist.kernels.problem import Gradients, Implementation, Projection, Rows, Scores, Terms, Wants
 
 
@@ -37,7 +37,9 @@ def loss_and_gradients(
     weight, bias, sums = projection.weight, projection.bias, rows.factors.dtype
     count = rows.index.numel()
     most = _most_rows(weight, count, max_bytes)
-    loss_of_rows = implementation.loss_of_rows if rows.teacher is None else partial(taught.loss_of_rows, implementation)
+    loss_of_rows = (
+        implementation.loss_of_rows if rows.teacher is None else partial(distillation.loss_of_rows, implementation)
+    )
     losses = torch.zeros_like(rows.factors)
     d_hidden = torch.zeros_like(hidden) if wants.hidden else None
     d_weight = d_bias = None

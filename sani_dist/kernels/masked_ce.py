@@ -74,7 +74,7 @@ def masked_cross_entropy(
         floor: probability below which a target is no longer pushed down: unlikelihood becomes max(0, log(1 - floor) - log(1 - p)), which
             has the same slope above the floor and none below.
         teacher: adds to rows of role 1 the divergence KL(teacher || model), over the tokens that it names and all others as one
-            (`taught.py`), and is the loss of those of role 3; unknown for rows of role 2; not beside `z_loss` and `label_smoothing`.
+            (`distillation.py`), and is the loss of those of role 3; unknown for rows of role 2; not beside `z_loss` and `label_smoothing`.
         reduction: "sum" gives a scalar divided by `normalizer`, "none" gives [R], undivided; its backward runs the chunks again, as
             it does in fp16, where a gradient that is scaled only afterwards has left the range of the format.
         impl: "auto" takes "triton" on GPUs and "cpu" on CPUs; "reference" is plain torch, on any device, float64 too.

@@ -50,7 +50,7 @@ def prepare(run: Run, metrics: Metrics) -> None:
         return
     import ray
 
-    from sani_dist.corpus.spread import on_ray
+    from sani_dist.corpus.executor import on_ray
     from sani_dist.orchestrate.connection import connected
     from sani_dist.run import Run
 

@@ -29,7 +29,7 @@ from sani_dist.corpus.surrogates import Surrogates
 from sani_dist.corpus.tables import DocumentReader, SpanReader
 from sani_dist.engine.zero3 import Engine
 from sani_dist.kernels import Scores
-from sani_dist.repair.kept import Place, keep
+from sani_dist.repair.row_cache import Place, cache_rows
 from sani_dist.repair.teacher import as_kept, likeliest, without
 
 # Contexts that are averaged over, and of each the tokens that are named, as multiples of those that are kept of the mean.
@@ -72,7 +72,7 @@ def predictions_among_others(
                 said.append(engine.forward(question.input_ids, question.position, look))
         return as_kept(*_averaged(said, target, asked.shared, top))
 
-    keep(folder, places, inputs_sha256, compute, lambda _: {"top": top}, "predictions of another model")
+    cache_rows(folder, places, inputs_sha256, compute, lambda _: {"top": top}, "predictions of another model")
 
 
 class _Row:

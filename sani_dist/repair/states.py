@@ -1,6 +1,6 @@
 """What the frozen trunk gives, kept from before the first step: it is the same in every epoch, so it is computed once for each row.
 
-That is what enters the first trained layer, in the precision of the model: `repair/trunk/` (`kept.py`).
+That is what enters the first trained layer, in the precision of the model: `repair/trunk/` (`row_cache.py`).
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ import torch
 
 from sani_dist.corpus.rows import Batch
 from sani_dist.engine.zero3 import Engine
-from sani_dist.repair.kept import Kept, Place, keep
+from sani_dist.repair.row_cache import Place, RowCache, cache_rows
 
 
 class States:
     """What enters the first trained layer, for each of the places that it was computed for."""
 
-    def __init__(self, kept: Kept, tokens: int, hidden_size: int, dtype: torch.dtype) -> None:
-        self._kept, self._shape, self._dtype = kept, (tokens, hidden_size), dtype
+    def __init__(self, cache: RowCache, tokens: int, hidden_size: int, dtype: torch.dtype) -> None:
+        self._cache, self._shape, self._dtype = cache, (tokens, hidden_size), dtype
 
     def of(self, places: Sequence[Place], rows: int) -> torch.Tensor:
         """[rows, tokens, hidden_size]: those of `places`, then zeros."""
         states = torch.zeros((rows, *self._shape), dtype=self._dtype)
         for i, place in enumerate(places):
-            states[i] = self._kept.of(place, self._dtype).view(self._shape)
+            states[i] = self._cache.of(place, self._dtype).view(self._shape)
         return states
 
 
@@ -34,15 +34,15 @@ def states_below(engine: Engine, places: Sequence[Place], folder: Path, inputs_s
 
     Every rank calls this. Raises RunError when one could not write.
     """
-    with engine.trunk_alone() as run:
+    with engine.frozen_layers_alone() as run:
 
         def compute(batch: Batch) -> torch.Tensor:
             return run(batch.input_ids, batch.position)
 
-        document = keep(folder, places, inputs_sha256, compute, _facts, "hidden states of the frozen trunk")
+        document = cache_rows(folder, places, inputs_sha256, compute, _facts, "hidden states of the frozen trunk")
     tokens, hidden_size, dtype = document["tokens"], document["hidden_size"], getattr(torch, document["dtype"])
     size = tokens * hidden_size * dtype.itemsize
-    return States(Kept(folder, places, [size] * len(places)), tokens, hidden_size, dtype)
+    return States(RowCache(folder, places, [size] * len(places)), tokens, hidden_size, dtype)
 
 
 def _facts(states: torch.Tensor) -> dict[str, str | int]:

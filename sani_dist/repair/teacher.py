@@ -2,7 +2,7 @@
 
 At ordinary tokens the model before erasing (objective `kl`), at the first occurrences of sensitive values one that never knew them, the
 reference (objective `aim`). Of each distribution `top` tokens and their log-probabilities, 8 x `top` bytes for each token, in
-`repair/teacher/` and `repair/reference/` (`kept.py`). They come of a model that remembers, so they are as sensitive as the text. Text
+`repair/teacher/` and `repair/reference/` (`row_cache.py`). They come of a model that remembers, so they are as sensitive as the text. Text
 with surrogates has none: in the place of an identity the model before erasing expects the true one.
 """
 
@@ -17,7 +17,7 @@ import torch
 from sani_dist.corpus.rows import AIM, LEARN, Batch, PackedRows, targets
 from sani_dist.engine.zero3 import Engine
 from sani_dist.kernels import Scores, Teacher, token_scores
-from sani_dist.repair.kept import Kept, Place, keep
+from sani_dist.repair.row_cache import Place, RowCache, cache_rows
 
 
 class Predictions:
@@ -26,8 +26,8 @@ class Predictions:
     def __init__(self, folders: Mapping[int, Path], places: Sequence[Place], top: int) -> None:
         """`folders`: by role, where it is kept."""
         self._top = top
-        self._kept = {
-            role: Kept(folder, places, [8 * top * count_of(role, text, row) for text, row in places])
+        self._cache = {
+            role: RowCache(folder, places, [8 * top * count_of(role, text, row) for text, row in places])
             for role, folder in folders.items()
         }
 
@@ -38,7 +38,7 @@ class Predictions:
         known = torch.zeros(len(index), dtype=torch.bool)
         ids = torch.zeros((len(index), self._top), dtype=torch.int64)
         logprob = torch.zeros((len(index), self._top))
-        for wanted, kept in self._kept.items():
+        for wanted, kept in self._cache.items():
             for row, place in enumerate(places):
                 if place in kept:
                     here = (index // row_length == row) & (role == wanted)
@@ -73,7 +73,7 @@ def predictions(
             ids, logprob = without(target.to(ids.device), found.logprob, ids, logprob)
         return as_kept(ids, logprob)
 
-    keep(folder, places, inputs_sha256, compute, lambda _: {"top": top}, "predictions of another model")
+    cache_rows(folder, places, inputs_sha256, compute, lambda _: {"top": top}, "predictions of another model")
 
 
 def without(

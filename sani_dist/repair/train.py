@@ -31,7 +31,7 @@ from sani_dist.engine.shards import local_shards
 from sani_dist.engine.zero3 import Engine
 from sani_dist.errors import RunError
 from sani_dist.kernels import Teacher, masked_cross_entropy
-from sani_dist.repair.kept import Place
+from sani_dist.repair.row_cache import Place
 from sani_dist.repair.schedule import Schedule
 from sani_dist.repair.states import States
 from sani_dist.repair.teacher import Predictions

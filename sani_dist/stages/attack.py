@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from sani_dist.attack.context import AttackContext
 from sani_dist.attack.result import ATTACKED, GOLD, Result
-from sani_dist.attack.scene import Scene
 from sani_dist.attack.suite import Task, attack
 from sani_dist.corpus import PackedRows
 from sani_dist.corpus.span import SPLITS
@@ -29,7 +29,7 @@ def run(rank: Rank) -> Outputs:
         rank.run.inputs_sha256("attack"),
     )
     exported = rank.source.elsewhere(rank.run.path("model")) if "export" in rank.run.stages else None
-    scene = Scene(
+    context = AttackContext(
         rank.splits(SPLITS),
         None if settings.related is None else PackedRows(rank.run.path(RELATED)),
         rank.corpus, rank.source.tokenizer, rank.load,
@@ -53,7 +53,7 @@ def run(rank: Rank) -> Outputs:
 
     known, under_way = distributed.from_rank_0(_left_by_an_earlier_start(path, inputs) if rank.first else ([], None))
     attack(
-        scene, models, known, under_way, save=save,
+        context, models, known, under_way, save=save,
         report=lambda done, total: rank.metrics.progress("attack", done, total, "attacks"),
     )  # fmt: skip
     return {path: None}

@@ -10,11 +10,11 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from sani_dist.audit.harness import check_tasks
 from sani_dist.config import Config, EraseSettings
 from sani_dist.engine.checkpoint import check_checkpoints
+from sani_dist.engine.frozen_layers import FrozenLayers, recompute_trained
 from sani_dist.engine.layout import check_complete
 from sani_dist.engine.proof import alone
 from sani_dist.engine.safetensors_files import Checkpoint
 from sani_dist.engine.source import Source, open_source
-from sani_dist.engine.trunk import Trunk, recompute_trained
 from sani_dist.engine.zero3 import build_empty, check_head, read_ds_config, read_model_config
 from sani_dist.erase import share
 from sani_dist.erase.structure import Units, last_units, parameter_names
@@ -168,7 +168,7 @@ def _check_other(name: str, folder: Path, source: Source, packs_none: bool) -> N
 
 def _count_trained(config: Config, source: Source, model: PreTrainedModel) -> int:
     """Of the model's parameters, how many repair changes. Freezes the others. Raises InputError when there is none."""
-    trunk = None if config.repair.trainable == "all" else Trunk(model, config.repair.trainable.last)
+    trunk = None if config.repair.trainable == "all" else FrozenLayers(model, config.repair.trainable.last)
     if trunk is not None:
         trunk.freeze(model)
     recompute_trained(model, trunk, config.repair.activation_checkpointing)

@@ -6,8 +6,8 @@ import logging
 from functools import partial
 
 from sani_dist.corpus import prepare as prepare_corpus
+from sani_dist.corpus.executor import Executor
 from sani_dist.corpus.prepare import write_plain
-from sani_dist.corpus.spread import Spread
 from sani_dist.engine.source import open_source
 from sani_dist.metrics import Metrics
 from sani_dist.run import RELATED, Run, build
@@ -17,8 +17,8 @@ from sani_dist.stages.rank import write_json
 logger = logging.getLogger(__name__)
 
 
-def run(run: Run, metrics: Metrics, spread: Spread = map) -> None:
-    """spread: who works on the batches of documents. Raises InputError for text that cannot work."""
+def run(run: Run, metrics: Metrics, executor: Executor = map) -> None:
+    """executor: who works on the batches of documents. Raises InputError for text that cannot work."""
     source, settings = open_source(run.config.model), run.config
     hashes = build(run.path("source.json"), lambda path: write_json(path, source.hashes()))
     for line in notes(settings, source, source.empty()[0]):
@@ -28,7 +28,8 @@ def run(run: Run, metrics: Metrics, spread: Spread = map) -> None:
         metrics.progress("prepare", done, total or done + 1, "documents")
 
     prepare_corpus(
-        settings.corpus, source.tokenizer, run.folder, run.key, report, settings.repair, alone=rows_alone(settings, source), spread=spread
+        settings.corpus, source.tokenizer, run.folder, run.key, report, settings.repair,
+        alone=rows_alone(settings, source), executor=executor
     )  # fmt: skip
     outputs = [p for folder in ("corpus", "tokens") for p in sorted(run.path(folder).rglob("*")) if p.is_file()]
     run.mark_done("prepare", [hashes, *outputs])

@@ -123,7 +123,7 @@ class Rank:
         self.erase(engine.model, local_shards(engine.model))
         trainable = self.config.repair.trainable
         if self.trains and trainable != "all":
-            engine.freeze_trunk(trainable.last)
+            engine.freeze_first_layers(trainable.last)
         if self.trains:
             self.source.freeze(engine.model)
         self._state = "erased"

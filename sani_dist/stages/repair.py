@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
-from sani_dist.audit.control import Standing, standing
+from sani_dist.audit.control import ControlComparison, compare_with_control
 from sani_dist.audit.losses import document_losses
 from sani_dist.audit.measure import UNSEEN
 from sani_dist.audit.scores import score
@@ -25,8 +25,8 @@ from sani_dist.engine.checkpoint import State, checkpoint_path, load_newest, rea
 from sani_dist.engine.zero3 import Engine
 from sani_dist.errors import RunError
 from sani_dist.repair import Predictions, Progress, places_of, predictions, states_below, train
-from sani_dist.repair.kept import Place, is_kept
 from sani_dist.repair.others import Texts, predictions_among_others
+from sani_dist.repair.row_cache import Place, is_kept
 from sani_dist.repair.schedule import Schedule
 from sani_dist.repair.states import States
 from sani_dist.run import build
@@ -121,7 +121,7 @@ class _EpochEnds:
         settings = self._settings
         if not ((settings.until_control or settings.look) and self._schedule.ends_epoch(reached.step)):
             return False
-        found = self._evaluated(self._standing)
+        found = self._evaluated(self._comparison)
         if settings.look:
             self._write_look(reached.step, found)
         if not settings.until_control:
@@ -139,16 +139,16 @@ class _EpochEnds:
         self._engine.module.train()
         return found
 
-    def _standing(self) -> Standing:
+    def _comparison(self) -> ControlComparison:
         rows = {split: self._rank.needed_rows(split) for split in ("repair", "control")}
-        return standing(self._engine, rows, self._spans, self._rank.config.audit.micro_rows)
+        return compare_with_control(self._engine, rows, self._spans, self._rank.config.audit.micro_rows)
 
     @cached_property
     def _spans(self) -> pd.DataFrame:
         """Finding out what can be copied from a prompt takes a pass over all text."""
         return self._rank.corpus.spans()
 
-    def _write_look(self, step: int, found: Standing) -> None:
+    def _write_look(self, step: int, found: ControlComparison) -> None:
         """Append what an epoch has come to: the leak above the control, and the mean loss of a token of other text, in nats."""
         rows, micro_rows = self._rank.splits(UNSEEN), self._rank.config.audit.micro_rows
         scores = self._evaluated(lambda: {split: score(self._engine, r, micro_rows) for split, r in rows.items()})

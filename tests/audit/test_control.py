@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sani_dist.audit.control import SAMPLES, Standing, compare
+from sani_dist.audit.control import SAMPLES, ControlComparison, compare
 from sani_dist.audit.kinds import without_control
 
 
@@ -46,8 +46,8 @@ def test_a_leak_of_few_spans_is_seen_although_membership_is_not() -> None:
 
 
 def test_too_few_documents_cannot_tell() -> None:
-    assert compare(spans(-12.0), spans(-12.0, documents=9)) == Standing()
-    assert not Standing().at_control
+    assert compare(spans(-12.0), spans(-12.0, documents=9)) == ControlComparison()
+    assert not ControlComparison().at_control
 
 
 def test_a_kind_without_a_control_leaks_but_does_not_tell_members() -> None:

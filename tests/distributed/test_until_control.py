@@ -37,7 +37,7 @@ def repaired(make_config: Callable[..., Config], folder: Path, workers: int = 2,
     return sani_dist.sanitize(config, folder, stages=REPAIR_STAGES)
 
 
-def standings(run: Run) -> list[dict[str, Any]]:
+def comparisons(run: Run) -> list[dict[str, Any]]:
     return json.loads(run.path("repair", "control.json").read_text())
 
 
@@ -47,15 +47,15 @@ def test_looking_after_each_epoch_changes_no_bit(make_config: Callable[..., Conf
     learning = {"objectives": {"plain": True}, "learning_rate": 1e-2}
     looked = repaired(make_config, tmp_path / "looked", until_control=True, look=True, **learning)
     plain = repaired(make_config, tmp_path / "plain", **learning)
-    steps = [s["step"] for s in standings(looked)]
+    steps = [s["step"] for s in comparisons(looked)]
     assert len(steps) == 2
-    assert not any(s["ends"] for s in standings(looked))
+    assert not any(s["ends"] for s in comparisons(looked))
     looks = json.loads(looked.path("repair", "looks.json").read_text())
     assert [(look["step"], look["low"], look["high"]) for look in looks] == [
-        (s["step"], s["low"], s["high"]) for s in standings(looked)
+        (s["step"], s["low"], s["high"]) for s in comparisons(looked)
     ]
     assert all(set(look["losses"]) == {"heldout", "general_test"} for look in looks)
-    assert all(s["auc_low"] > 0.5 for s in standings(looked))
+    assert all(s["auc_low"] > 0.5 for s in comparisons(looked))
     hashes = [file_sha256(run.path("model", "model.safetensors")) for run in (looked, plain)]
     assert hashes[0] == hashes[1]
 
@@ -66,9 +66,9 @@ def test_ends_after_the_first_epoch_at_the_control(
 ) -> None:
     """An untrained model knows no values."""
     run = repaired(make_config, tmp_path / "run", workers, until_control=True, learning_rate=1e-6)
-    (found,) = standings(run)
+    (found,) = comparisons(run)
     assert found["ends"]
-    assert audit_control.Standing(**{k: v for k, v in found.items() if k not in ("step", "ends")}).at_control
+    assert audit_control.ControlComparison(**{k: v for k, v in found.items() if k not in ("step", "ends")}).at_control
     events = [json.loads(line) for line in run.path("metrics.jsonl").read_text().splitlines()]
     last = [event for event in events if event["stage"] == "repair"][-1]
     assert last["done"] == found["step"] < last["total"]
@@ -79,5 +79,5 @@ def test_ends_after_the_first_epoch_at_the_control(
         run.path("done", f"{stage}.json").unlink()
     before = file_sha256(run.path("model", "model.safetensors"))
     sani_dist.resume(run.folder)
-    assert standings(run) == [found]
+    assert comparisons(run) == [found]
     assert file_sha256(run.path("model", "model.safetensors")) == before

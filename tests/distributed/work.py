@@ -325,7 +325,7 @@ def _train_the_last_layer(
     settings = RepairSettings.model_validate({**repair, "activation_checkpointing": case["checkpointing"]})
     config = read_ds_config(ds_config, torch.float32)
     engine = Engine(load_sharded(model, config, torch.float32), config)
-    engine.freeze_trunk(1)
+    engine.freeze_first_layers(1)
     rows = {name: PackedRows(tokens / f"{name}.arrow") for name in ("repair", "general_train")}
     texts = [rows["repair"]] * len(settings.text_of_epochs)
     states = None
@@ -360,7 +360,7 @@ def bytes_of_a_step(
         engine.forward(*(torch.zeros(1, 9, dtype=torch.int64),) * 2, lambda *_: None)
         states = None
         if case["last"]:
-            engine.freeze_trunk(case["last"])
+            engine.freeze_first_layers(case["last"])
             places = places_of(settings, texts, rows["general_train"])
             states = states_below(engine, places, folder / case["name"] / "trunk", INPUTS)
         engine.for_training(settings)

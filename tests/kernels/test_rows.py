@@ -17,7 +17,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from sani_dist.kernels import Teacher, masked_cross_entropy, taught, token_scores
+from sani_dist.kernels import Teacher, distillation, masked_cross_entropy, token_scores
 from sani_dist.kernels.problem import AIM, LEARN, UNLEARN, Implementation, Rows, Terms
 
 TRITON = os.environ.get("TRITON_INTERPRET") == "1"
@@ -176,9 +176,9 @@ def test_beside_a_teacher_loss_and_gradient_are_those_of_float64(
     (true_gradient,) = torch.autograd.grad(truth.sum(), x)
 
     gradient = logits.clone()
-    losses = taught.loss_of_rows(implementation, gradient, rows, softcap, terms, True)
+    losses = distillation.loss_of_rows(implementation, gradient, rows, softcap, terms, True)
     only_loss = logits.clone()
-    assert torch.equal(taught.loss_of_rows(implementation, only_loss, rows, softcap, terms, False), losses)
+    assert torch.equal(distillation.loss_of_rows(implementation, only_loss, rows, softcap, terms, False), losses)
     size = rows.factors * (1 + weight) * (1 + logits.double().abs().amax(dim=1) + math.log(vocabulary))
     # What is left for the tokens that are not named is known to a few roundings of 1.
     allowed = (ROUNDING * (1 + left / log_left.detach().exp()) * size).unsqueeze(1)

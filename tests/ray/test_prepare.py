@@ -17,7 +17,7 @@ from sani_dist import orchestrate
 from sani_dist.config import Config, CorpusSettings, RepairSettings
 from sani_dist.config_file import config_to_mapping, load_config
 from sani_dist.corpus import prepare, tables
-from sani_dist.corpus.spread import Spread, on_ray
+from sani_dist.corpus.executor import Executor, on_ray
 from sani_dist.errors import InputError, RunError
 from sani_dist.files import file_sha256
 from sani_dist.metrics import Metrics
@@ -66,11 +66,11 @@ def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def files_of(
-    settings: dict[str, Any], tokenizer: PreTrainedTokenizerFast, run: Path, spread: Spread, **repair: Any
+    settings: dict[str, Any], tokenizer: PreTrainedTokenizerFast, run: Path, executor: Executor, **repair: Any
 ) -> dict[str, str]:
     """Hash of each file that preparing writes."""
     chosen = RepairSettings.model_validate(repair)
-    prepare(CorpusSettings.model_validate(settings), tokenizer, run, b"k" * 32, repair=chosen, spread=spread)
+    prepare(CorpusSettings.model_validate(settings), tokenizer, run, b"k" * 32, repair=chosen, executor=executor)
     return {str(path.relative_to(run)): file_sha256(path) for path in sorted(run.rglob("*")) if path.is_file()}
 
 
@@ -117,7 +117,7 @@ def test_a_killed_actor_changes_no_byte(notes, tiny_tokenizer: PreTrainedTokeniz
     here = files_of(notes, tiny_tokenizer, Path("here"), map)
     killed: list[psutil.Process] = []
 
-    def spread(function, numbers):
+    def executor(function, numbers):
         for number, result in enumerate(on_ray(ACTORS, {})(function, numbers)):
             if number == 1:
                 actors = [p for p in psutil.process_iter(["name"]) if "_Actor" in p.info["name"]]
@@ -125,7 +125,7 @@ def test_a_killed_actor_changes_no_byte(notes, tiny_tokenizer: PreTrainedTokeniz
                 actors[0].kill()
             yield result
 
-    assert files_of(notes, tiny_tokenizer, Path("there"), spread) == here
+    assert files_of(notes, tiny_tokenizer, Path("there"), executor) == here
     assert len(killed) == 3  # in finding, closing and encoding
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sani_dist.kernels import token_scores
-from sani_dist.repair.kept import Kept
+from sani_dist.repair.row_cache import RowCache
 from sani_dist.repair.teacher import as_kept, without
 
 
@@ -53,7 +53,7 @@ def test_a_row_without_such_a_token_has_nothing_kept(tmp_path: Path) -> None:
     (tmp_path / "kept" / "rank-00000.bin").write_bytes(record.numpy().tobytes() * 2)
     (tmp_path / "kept" / "kept.json").write_text(json.dumps({"files": ["rank-00000.bin"]}))
     text: Any = object()
-    kept = Kept(tmp_path / "kept", [(text, row) for row in range(3)], [16, 0, 16])
+    kept = RowCache(tmp_path / "kept", [(text, row) for row in range(3)], [16, 0, 16])
     assert kept.of((text, 1), torch.int32).view(2, -1, 2).shape == (2, 0, 2)
     for row in (0, 2):
         assert torch.equal(kept.of((text, row), torch.int32).view(2, -1, 2), record)

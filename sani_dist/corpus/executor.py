@@ -21,20 +21,20 @@ T = TypeVar("T")
 _BATCHES_OF_A_TASK = 4
 
 
-class Spread(Protocol):
+class Executor(Protocol):
     """Calls a function with each number and yields what it returns, in order. For actors the function is pickled, once."""
 
     def __call__(self, function: Callable[[int], T], numbers: range, /) -> Iterator[T]: ...
 
 
-def on_ray(actors: int, runtime_env: dict[str, Any]) -> Spread:
-    """Spread over so many actors of one CPU each, on the Ray that this process is connected to.
+def on_ray(actors: int, runtime_env: dict[str, Any]) -> Executor:
+    """An executor of so many actors of one CPU each, on the Ray that this process is connected to.
 
     What the function reads has to lie on storage that all nodes share. Results wait in Ray's object store; no more are made than fit.
     Iterating raises RunError when an actor fails.
     """
 
-    def spread(function: Callable[[int], T], numbers: range, /) -> Iterator[T]:
+    def executor(function: Callable[[int], T], numbers: range, /) -> Iterator[T]:
         import pyarrow as pa
         import ray
         from ray.data import ActorPoolStrategy, DataContext, from_arrow
@@ -59,7 +59,7 @@ def on_ray(actors: int, runtime_env: dict[str, Any]) -> Spread:
                 f"Ray Data failed to prepare the text ({type(error).__name__}); the run folder has to lie on storage that all nodes share"
             ) from error
 
-    return spread
+    return executor
 
 
 class _Actor:

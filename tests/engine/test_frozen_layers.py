@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from sani_dist.engine.blocks import blocks_of
-from sani_dist.engine.trunk import Trunk
+from sani_dist.engine.frozen_layers import FrozenLayers
 from sani_dist.engine.zero3 import CausalModel
 from sani_dist.errors import InputError
 from tests import tiny
@@ -29,7 +29,7 @@ def ids() -> torch.Tensor:
 
 def test_layers_above_the_trunk_give_the_same_from_its_states(model: PreTrainedModel, ids: torch.Tensor) -> None:
     positions = torch.arange(17).expand(2, -1)
-    module, trunk = CausalModel(model), Trunk(model, 1)
+    module, trunk = CausalModel(model), FrozenLayers(model, 1)
     expected = module(ids, positions, hidden_only)
     with trunk.recorded() as found:
         module(ids, positions, hidden_only)
@@ -44,7 +44,7 @@ def test_layers_above_the_trunk_give_the_same_from_its_states(model: PreTrainedM
 
 def test_layers_run_again_afterwards(model: PreTrainedModel, ids: torch.Tensor) -> None:
     positions = torch.arange(17).expand(2, -1)
-    module, trunk = CausalModel(model), Trunk(model, 1)
+    module, trunk = CausalModel(model), FrozenLayers(model, 1)
     expected = module(ids, positions, hidden_only)
     module.trunk = trunk
     with trunk.recorded() as found:
@@ -57,7 +57,7 @@ def test_layers_run_again_afterwards(model: PreTrainedModel, ids: torch.Tensor) 
 
 def test_gradients_are_those_of_the_last_layers(model: PreTrainedModel, ids: torch.Tensor) -> None:
     positions = torch.arange(17).expand(2, -1)
-    module, trunk = CausalModel(model), Trunk(model, 1)
+    module, trunk = CausalModel(model), FrozenLayers(model, 1)
     names = {
         f"{name}" for name, p in model.named_parameters() if any(p is q for q in blocks_of(model)[-1].parameters())
     }
@@ -78,4 +78,4 @@ def test_gradients_are_those_of_the_last_layers(model: PreTrainedModel, ids: tor
 def test_there_has_to_be_a_trunk(model: PreTrainedModel) -> None:
     layers = len(blocks_of(model))
     with pytest.raises(InputError, match=rf"repair.trainable: last {layers}, but the model has {layers} layers"):
-        Trunk(model, layers)
+        FrozenLayers(model, layers)

@@ -23,7 +23,7 @@ from sani_dist.engine.zero3 import Engine
 
 
 @dataclass(frozen=True)
-class Scene:
+class AttackContext:
     """The text an attacker is judged on, and how to get at a model. Every rank has the same.
 
     rows: of the splits there are. related: documents of the same format about others, in no split; None unless the user gave some. load:

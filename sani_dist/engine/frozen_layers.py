@@ -14,7 +14,7 @@ from sani_dist.engine.blocks import blocks_of, recompute
 from sani_dist.errors import InputError
 
 
-class Trunk:
+class FrozenLayers:
     """The layers of `model` below its last `trained` ones, embedding included. `above`: those that are trained."""
 
     def __init__(self, model: PreTrainedModel, trained: int) -> None:
@@ -66,7 +66,7 @@ class Trunk:
             hook.remove()
 
 
-def recompute_trained(model: PreTrainedModel, trunk: Trunk | None, share: float) -> None:
+def recompute_trained(model: PreTrainedModel, trunk: FrozenLayers | None, share: float) -> None:
     """Let this share of the layers that are trained, those above `trunk` or all, run again in backward; 0: none, True: each of them.
 
     Raises InputError as `recompute` does.

@@ -28,7 +28,7 @@ from sani_dist.files import fsync
 Place = tuple[PackedRows, int]
 
 
-class Kept:
+class RowCache:
     """The records of `places`, of `sizes` bytes each. Nothing is read before it is asked for."""
 
     def __init__(self, folder: Path, places: Sequence[Place], sizes: Sequence[int]) -> None:
@@ -57,7 +57,7 @@ def is_kept(folder: Path, inputs_sha256: str) -> bool:
     return (folder / f"{folder.name}.json").exists() and _document(folder)["inputs_sha256"] == inputs_sha256
 
 
-def keep(
+def cache_rows(
     folder: Path,
     places: Sequence[Place],
     inputs_sha256: str,
