@@ -33,8 +33,10 @@ def test_links_between_pages_lead_somewhere(page: Path) -> None:
     assert [target for target in targets if not (ROOT / page.parent / target).exists()] == []
 
 
-def test_files_that_the_tour_names_are_there() -> None:
-    text = (ROOT / "CONTRIBUTING.md").read_text()
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "SECURITY.md"])
+def test_files_that_a_page_names_are_there(page: str) -> None:
+    """The tour, and the test of each promise."""
+    text = (ROOT / page).read_text()
     named = re.findall(r"`((?:sani_dist|tests|docs|benchmarks|\.ci)/[\w./]*)`", text)
     assert len(named) > 10
     assert [name for name in named if not (ROOT / name).exists()] == []
