@@ -18,11 +18,11 @@ from sani_dist.run import SENSITIVE_CONTENT, Run
 
 from . import tiny
 
-# There was no review, and no layer was frozen.
+# There was no review, no layer was frozen, and no other model was asked.
 NOT_THERE = {
     "corpus/review.csv",
     "corpus/review",
-    *(f"repair/{name}" for name in ("trunk", ".tmp-trunk", "teacher", ".tmp-teacher")),
+    *(f"repair/{name}" for part in ("trunk", "teacher", "reference") for name in (part, f".tmp-{part}")),
 }
 
 

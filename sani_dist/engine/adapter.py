@@ -103,6 +103,7 @@ class Adapter:
         """Put peft's layers into an empty model, empty too. Raises InputError when the tensors of the file are not what they hold."""
         from peft import LoraConfig, inject_adapter_in_model
 
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         try:
             # The values that an initialiser would draw are in the file.
             settings = LoraConfig(init_lora_weights=False, **self._structure)
@@ -112,6 +113,10 @@ class Adapter:
                 f"model.adapter: {self.folder} changes modules that model.path does not have, or that are no projections; expected an "
                 "adapter of that model"
             ) from None
+        for (
+            parameter
+        ) in trained:  # peft freezes the base; here `freeze_base` does, for training: attacks ask for its slopes
+            parameter.requires_grad_(True)
         self._check(model)
 
     def layout(self, model: PreTrainedModel) -> Layout:

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 
-from sani_dist.errors import InputError
+from sani_dist.errors import InputError, RunError
 
 CONNECT_SECONDS = 10
 
@@ -27,7 +27,8 @@ def connected(
 ) -> Iterator[bool]:
     """A connection to Ray, unless the caller has one. Without an address here or in RAY_ADDRESS, a Ray of our own, which ends here.
 
-    `cpus`, `resources`, `object_store_bytes`: what a Ray of our own has. Yields whether it is one. Raises InputError when there is none.
+    `cpus`, `resources`, `object_store_bytes`: what a Ray of our own has. Yields whether it is one. Raises InputError when there is none,
+    RunError when one of our own does not start.
     """
     import ray
 
@@ -55,6 +56,12 @@ def connected(
         raise InputError(
             f"cluster.address: no Ray cluster takes us in at {_shown(address)}; one with tokens wants "
             "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
+        ) from None
+    except Exception as error:  # of this type and no other, where a node of Ray's does not come up within 30 s
+        if type(error) is not Exception:
+            raise
+        raise RunError(
+            "Ray did not start within its time: is this machine busy, or short of memory? Start again"
         ) from None
     try:
         yield address is None

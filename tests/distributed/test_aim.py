@@ -19,6 +19,7 @@ from sani_dist import api
 from sani_dist.api import REPAIR_STAGES
 from sani_dist.config import Config
 from sani_dist.errors import RunError
+from sani_dist.purge import purge
 from sani_dist.run import Run
 
 from .. import tiny
@@ -63,7 +64,7 @@ def goes_on(config: Config, folder: Path) -> Run:
     folders = [run.path("repair", name) for name in ("teacher", "reference")]
     written = {path: path.stat().st_mtime_ns for kept in folders for path in kept.iterdir()}
     assert len(written) == 2 * 3
-    assert {"repair/teacher", "repair/reference"} <= set(copy.purge())
+    assert {"repair/teacher", "repair/reference"} <= set(purge(copy.folder))
     seen = []
 
     def look(event: dict[str, Any]) -> None:

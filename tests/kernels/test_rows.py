@@ -184,7 +184,9 @@ def test_beside_a_teacher_loss_and_gradient_are_those_of_float64(
     allowed = (ROUNDING * (1 + left / log_left.detach().exp()) * size).unsqueeze(1)
     assert ((losses.double() - truth).abs() <= allowed[:, 0]).all()
     error = (gradient.double() - true_gradient).abs()
-    subnormal = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps  # the step of what is too small for a last place
+    subnormal = (
+        torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    )  # the step of what is too small for a last place
     assert (error <= allowed + 2 * LAST_PLACE[dtype] * true_gradient.abs() + subnormal).all()
 
 
