@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sani_dist.audit.scores import TokenScores
 from sani_dist.corpus.encode import Encoded, encode
-from sani_dist.corpus.rows import IGNORE, NO_DOCUMENT, SENSITIVE, Batch
+from sani_dist.corpus.rows import SENSITIVE, Batch, empty_batch
 from sani_dist.corpus.span import Document, Span
 from sani_dist.corpus.tables import StoredSpan
 from sani_dist.engine.zero3 import CausalModel, Engine
@@ -69,11 +69,7 @@ class CandidateRows:
         return len(self._rows)
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        shape = (len(indices), self.row_length)
-        batch = Batch(
-            torch.zeros(shape, dtype=torch.int64), torch.full(shape, IGNORE, dtype=torch.uint8),
-            torch.full(shape, NO_DOCUMENT), torch.zeros(shape, dtype=torch.int64),
-        )  # fmt: skip
+        batch = empty_batch(len(indices), self.row_length)
         for i, index in enumerate(indices):
             start = 0
             for piece in self._rows[index]:

@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from sani_dist.audit.spans import Corpus
 from sani_dist.corpus.encode import Encoded, TokenSpan, encode
 from sani_dist.corpus.pack import pack
-from sani_dist.corpus.rows import IGNORE, NO_DOCUMENT, SENSITIVE, Batch
+from sani_dist.corpus.rows import IGNORE, SENSITIVE, Batch, empty_batch
 from sani_dist.corpus.span import Document, Span
 from sani_dist.corpus.tables import StoredSpan
 
@@ -71,11 +71,7 @@ class CopyingRows:
         return len(self._rows)
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        shape = (len(indices), self.row_length)
-        batch = Batch(
-            torch.zeros(shape, dtype=torch.int64), torch.full(shape, IGNORE, dtype=torch.uint8),
-            torch.full(shape, NO_DOCUMENT), torch.zeros(shape, dtype=torch.int64),
-        )  # fmt: skip
+        batch = empty_batch(len(indices), self.row_length)
         for i, index in enumerate(indices):
             for piece, start in _placed(self._rows[index]):
                 part = slice(start, start + len(piece.input_ids))

@@ -140,7 +140,7 @@ class PackedRows:
 
 
 def empty_batch(rows: int, row_length: int) -> Batch:
-    """Return `rows` rows of padding: what a rank without work runs, to keep up with the collectives of the others."""
+    """Return `rows` rows of padding, to be filled, or as they are for a rank without work that keeps up with the others' collectives."""
     import torch
 
     zeros = torch.zeros((rows, row_length), dtype=torch.int64)

@@ -18,7 +18,6 @@ from sani_dist.report.use import use_changes
 from sani_dist.run import Run, read_json
 
 # The split each population of spans lies in.
-SPLIT_OF = {"sensitive": "repair", "control": "control"}
 
 
 @dataclass(frozen=True)
