@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from sani_dist.purge import purge
 from sani_dist.run import Run
 
 from . import tiny
+from .watching import COMMAND
 
 
 @pytest.fixture
@@ -285,7 +285,7 @@ def test_the_command_says_one_line_and_exits_with_2(
     make_config: Callable[..., Config], tmp_path: Path, arguments: list[str], line: str
 ) -> None:
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(config_to_mapping(make_config())))
-    command = [sys.executable, "-c", "from sani_dist.cli import main; main()", "run", str(tmp_path / "run.yaml")]
+    command = [*COMMAND, "run", str(tmp_path / "run.yaml")]
     done = subprocess.run(
         [*command, "--out", str(tmp_path / "run"), *arguments], capture_output=True, text=True, check=False
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,11 +16,13 @@ from rich.console import Console
 from sani_dist import doctor
 from sani_dist.config import Config
 
+from .watching import COMMAND
+
 
 def sani_dist(*arguments: str) -> subprocess.CompletedProcess[str]:
     """The command as a user types it: without what the tests tell DeepSpeed."""
     variables = {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"}
-    command = [sys.executable, "-c", "from sani_dist.cli import main; main()", *arguments]
+    command = [*COMMAND, *arguments]
     return subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
 
 

@@ -6,7 +6,6 @@ import ast
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +15,8 @@ import yaml
 import sani_dist
 from sani_dist.config import Config
 from sani_dist.config_file import config_to_mapping
+
+from .watching import COMMAND
 
 PACKAGE = Path(sani_dist.__file__).parent
 
@@ -60,9 +61,7 @@ def test_code_of_a_model_is_not_run_whatever_is_answered(
     settings = config_to_mapping(make_config(model={"path": str(model)}))
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(settings))
     command = [
-        sys.executable,
-        "-c",
-        "from sani_dist.cli import main; main()",
+        *COMMAND,
         "run",
         str(tmp_path / "run.yaml"),
         "--dry-run",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from sani_dist.errors import InputError
 from sani_dist.stages import preflight
 
 from . import tiny
+from .watching import COMMAND
 
 IDS = torch.tensor([[17, 42, 5, 300, 29]])
 
@@ -89,7 +89,7 @@ def test_what_cannot_be_merged(llama_folder: Path, gpt2_folder: Path, adapter: P
 
 
 def test_the_command(llama_folder: Path, adapter: Path, merged: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "from sani_dist.cli import main; main()", "merge", str(llama_folder), str(adapter)]
+    command = [*COMMAND, "merge", str(llama_folder), str(adapter)]
     subprocess.run([*command, "--out", str(tmp_path / "model")], check=True, capture_output=True)
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == (merged / "model.safetensors").read_bytes()
 

@@ -40,6 +40,15 @@ def logprobs(model: PreTrainedModel, rows: PackedRows) -> np.ndarray:
     return found
 
 
+def logprobs_within(model: PreTrainedModel, ids: Sequence[int], part: torch.Tensor) -> torch.Tensor:
+    """log p of each token of `part` where it first stands in the text `ids`, given all before it, [len(part)]."""
+    text = torch.tensor([ids])
+    begin = next(i for i in range(text.shape[1]) if torch.equal(text[0, i : i + len(part)], part))
+    with torch.no_grad():
+        logp = model(input_ids=text).logits[0].log_softmax(-1)
+    return logp[begin - 1 : begin - 1 + len(part)].gather(1, part[:, None])[:, 0]
+
+
 def written(model: PreTrainedModel, prompt: Sequence[int], tokens: int) -> list[int]:
     """The likeliest tokens after a prompt, one by one."""
     ids = list(prompt)

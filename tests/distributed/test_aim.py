@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from sani_dist.purge import purge
 from sani_dist.run import Run
 
 from .. import tiny
+from ..watching import at_step, terminate_self
 
 BEGIN = {"layers": 1, "select": "everything", "reset": "base"}
 OBJECTIVES = {"aim": 1, "kl": 0.5, "kl_top": 7}
@@ -51,15 +50,8 @@ def test_erased_to_the_base_and_not_repaired_it_is_the_base(
 
 def goes_on(config: Config, folder: Path) -> Run:
     """A run that was stopped in repair and resumed: it reads what it had asked before, nothing of that is left, and `purge` removes it."""
-    signalled = []
-
-    def stop(event: dict[str, Any]) -> None:
-        if event["stage"] == "repair" and event["done"] >= 3 and not signalled:
-            signalled.append(event)
-            os.kill(os.getpid(), signal.SIGTERM)
-
     with pytest.raises(RunError, match="resume"):
-        sani_dist.sanitize(config, folder / "run", stages=REPAIR_STAGES, on_event=stop)
+        sani_dist.sanitize(config, folder / "run", stages=REPAIR_STAGES, on_event=at_step(3, terminate_self))
     run, copy = Run.open(folder / "run"), Run.open(shutil.copytree(folder / "run", folder / "copy"))
     folders = [run.path("repair", name) for name in ("teacher", "reference")]
     written = {path: path.stat().st_mtime_ns for kept in folders for path in kept.iterdir()}

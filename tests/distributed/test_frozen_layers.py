@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from sani_dist.errors import RunError
 from sani_dist.purge import purge
 from sani_dist.run import Run
 
+from ..watching import at_step, terminate_self
 from . import plain
 from .ranks import run_ranks
 
@@ -124,16 +123,8 @@ def test_a_whole_run_keeps_the_states_until_it_has_trained(
         repair={"trainable": {"last": 1}, "checkpoint_every": 100, "objectives": {"kl": 0.3, "kl_top": 5}},
         erase={"layers": 1, "select": "random"},
     )
-
-    signalled = []
-
-    def stop(event: dict[str, Any]) -> None:
-        if event["stage"] == "repair" and event["done"] >= 9 and not signalled:
-            signalled.append(event)
-            os.kill(os.getpid(), signal.SIGTERM)
-
     with pytest.raises(RunError, match="resume"):
-        sani_dist.sanitize(config, tmp_path / "run", stages=REPAIR_STAGES, on_event=stop)
+        sani_dist.sanitize(config, tmp_path / "run", stages=REPAIR_STAGES, on_event=at_step(9, terminate_self))
     run, copy = Run.open(tmp_path / "run"), Run.open(shutil.copytree(tmp_path / "run", tmp_path / "copy"))
     folders = [run.path("repair", name) for name in ("trunk", "teacher")]
     written = {}

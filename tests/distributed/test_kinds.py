@@ -110,10 +110,6 @@ def test_what_it_writes_and_answers(
         assert written.tolist() == plain.written(model, prompt, NEW_TOKENS)
     rows = CandidateRows(tiny_tokenizer, [QUESTION], 96, alone=kind == "recurrent")
     for candidate, (row, first, end) in zip(QUESTION.candidates, rows.places[0], strict=True):
-        ids = torch.tensor([tiny_tokenizer(QUESTION.before + candidate + QUESTION.after)["input_ids"]])
-        of_row = rows.batch([row]).input_ids[0, first:end]
-        begin = next(i for i in range(ids.shape[1]) if torch.equal(ids[0, i : i + len(of_row)], of_row))
-        with torch.no_grad():
-            logp = model(input_ids=ids).logits[0].log_softmax(-1)
-        expected = logp[begin - 1 : begin - 1 + len(of_row)].gather(1, of_row[:, None])[:, 0]
+        ids = tiny_tokenizer(QUESTION.before + candidate + QUESTION.after)["input_ids"]
+        expected = plain.logprobs_within(model, ids, rows.batch([row]).input_ids[0, first:end])
         np.testing.assert_allclose(scores["answers"][row, first:end], expected, atol=5e-5)

@@ -6,7 +6,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from sani_dist.files import file_sha256
 from sani_dist.run import STAGES, Run
 
 from .. import tiny
-from ..watching import ranks_of
+from ..watching import at_step, ranks_of, terminate_self
 from . import plain
 
 STEPS = 21  # of the run that `make_config` describes; test_finishes_every_stage says when this is no longer so
@@ -34,18 +33,6 @@ STEPS = 21  # of the run that `make_config` describes; test_finishes_every_stage
 
 def model_hash(run: Run) -> str:
     return file_sha256(run.path("model", "model.safetensors"))
-
-
-def at_step(step: int, act: Callable[[], None], stage: str = "repair") -> Callable[[dict[str, Any]], None]:
-    """An `on_event` that acts once, when the stage has reported `step`."""
-    acted = []
-
-    def on_event(event: dict[str, Any]) -> None:
-        if event["stage"] == stage and event["done"] >= step and not acted:
-            acted.append(event)
-            act()
-
-    return on_event
 
 
 # The finished run
@@ -278,7 +265,7 @@ def test_a_killed_run_ends_with_the_same_weights(finished_run: Run, killed_run: 
 def test_a_killed_and_terminated_run_ends_with_the_same_weights(finished_run: Run, killed_run: Run) -> None:
     """SIGTERM to the launcher while it goes on; then resumed to the end."""
     steps: list[int] = []
-    terminate = at_step(TERMINATED_AT, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    terminate = at_step(TERMINATED_AT, terminate_self)
 
     def on_event(event: dict[str, Any]) -> None:
         steps.append(event["done"]) if event["stage"] == "repair" else None
@@ -295,7 +282,7 @@ def test_a_killed_and_terminated_run_ends_with_the_same_weights(finished_run: Ru
 @pytest.mark.slow
 def test_a_signal_before_repair_ends_a_run_at_once(make_config: Callable[..., Config], tmp_path: Path) -> None:
     """There is nothing to keep yet, and a cluster that takes its machine back does not wait for long."""
-    terminate = at_step(0, lambda: os.kill(os.getpid(), signal.SIGTERM), "audit-before")
+    terminate = at_step(0, terminate_self, "audit-before")
     with pytest.raises(RunError, match=r"stopped by a signal: `sani-dist resume .*` begins the stage again"):
         sani_dist.sanitize(make_config(), tmp_path / "run", on_event=terminate)
     run = Run.open(tmp_path / "run")

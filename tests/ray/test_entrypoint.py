@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from ..watching import COMMAND
 from .started import ROOT
 
 sys.path.insert(0, str(ROOT / "launch"))
@@ -47,9 +48,7 @@ def test_the_command_reads_settings_from_standard_input(tmp_path: Path) -> None:
         "model: {path: m}\ncorpus: {source: a.jsonl, detect: [{name: terms, values: [a]}]}\n"
     )
     command = [
-        sys.executable,
-        "-c",
-        "from sani_dist.cli import main; main()",
+        *COMMAND,
         "run",
         str(tmp_path / "run.yaml"),
         "--set",
