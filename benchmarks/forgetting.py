@@ -1,4 +1,4 @@
-"""What makes a model forget, and whether it stays so under attack: objectives and erasing on the demo's SmolLM2-135M, docs/forgetting.md.
+"""What makes a model forget, and whether it stays so under attack: parts of a setting on SmolLM2-135M, docs/forgetting-tables.md.
 
     python benchmarks/forgetting.py --seeds 0                 # reduced: the presets, between the memorised model and gold
     python benchmarks/forgetting.py --grid full --workers 2   # twice the notes, every row, more attacks
@@ -31,10 +31,10 @@ from records import write_records
 from examples.clinic import demo_config, write_base_model, write_general_text, write_notes
 from examples.clinic.settings import CONTROL, GENERAL, HELDOUT, NOTES, memorise_config
 from sani_dist import api
-from sani_dist.config_file import PRESETS
+from sani_dist.presets import preset
 from sani_dist.run import Run
 
-PAGE = Path(__file__).parents[1] / "docs" / "forgetting.md"
+PAGE = Path(__file__).parents[1] / "docs" / "forgetting-tables.md"
 DEFAULT_FOLDER = Path(tempfile.gettempdir()) / "sani_dist-benchmark-forgetting"
 MEMORISED, GOLD = "memorised", "gold"
 SEED = ", seed "  # between a row's name and its seed, in the results' files
@@ -43,7 +43,10 @@ RELEARN_ON = ("documents", "format", "general")  # all that an attacker may have
 # All rows train alike, but for what their names say.
 BATCH_ROWS = 6
 COMMON = {"epochs": 2, "batch_rows": BATCH_ROWS, "learning_rate": 2.5e-4, "checkpoint_every": 10**6}
-BALANCED, STRONG = PRESETS["balanced"], PRESETS["strong"]
+# What a preset sees of the settings: the base and general text, or general text alone.
+WITH_BASE = {"model": {"base": "base"}, "corpus": {"general": GENERAL}}
+WITHOUT_BASE = {"corpus": {"general": GENERAL}}
+AMONG_OTHERS = {"reference": "others"}  # all rows are given the base, to be compared with
 NOTHING = {"layers": 0}
 ATTRIBUTED = {"layers": 8, "fraction": 0.2, "select": "attribution", "reset": "zero"}
 UNLIKELIHOOD = {"objectives": {"unlikelihood": 1.0}}
@@ -52,10 +55,22 @@ THIRD = {"retain": 1 / 3}
 FEW = {**ATTRIBUTED, "fraction": 0.05}
 FOUR_EPOCHS = {**UNLIKELIHOOD, "retain": 0.5, "epochs": 4}
 UNTIL_CONTROL = {"epochs": 6, "until_control": True}
-PUSH_AND_SURROGATES = {"objectives": {**STRONG["repair"]["objectives"], **SURROGATES["objectives"]}}
+PUSH = {"objectives": {"unlikelihood": 2.0}}
+PUSHED = {**PUSH, "retain": 2 / 3}
+PUSHED_ERASE = {**ATTRIBUTED, "fraction": 0.03}
+PUSH_AND_SURROGATES = {"objectives": {**PUSH["objectives"], **SURROGATES["objectives"]}}
+
+
+def of_preset(title: str, name: str, given: Mapping[str, Any], more: Mapping[str, Any] | None = None) -> Setting:
+    """The row of a preset, where there is what is `given`. more: objectives."""
+    chosen = preset(name, given)
+    repair = {**chosen["repair"], "objectives": {**chosen["repair"]["objectives"], **(more or {})}}
+    return Setting(title, chosen["erase"], repair)
+
+
 SETTINGS = (
     Setting("repair alone", NOTHING),
-    Setting("the publication", PRESETS["paper"]["erase"]),
+    Setting("the publication", preset("paper", {})["erase"]),
     Setting("attribution", ATTRIBUTED),
     Setting("attribution, surrogates", ATTRIBUTED, SURROGATES),
     Setting("surrogates alone", NOTHING, SURROGATES),
@@ -66,11 +81,15 @@ SETTINGS = (
     Setting("4 epochs, half general text", FEW, FOUR_EPOCHS),
     Setting("4 epochs, half general text, nothing erased", NOTHING, FOUR_EPOCHS),
     Setting("4 epochs, half general text, last 8 layers trained", FEW, {**FOUR_EPOCHS, "trainable": {"last": 8}}),
-    Setting("preset balanced", BALANCED["erase"], BALANCED["repair"]),
-    Setting("preset strong", STRONG["erase"], STRONG["repair"]),
-    Setting("preset strong, nothing erased", NOTHING, STRONG["repair"]),
-    Setting("preset strong, until the control", STRONG["erase"], {**STRONG["repair"], **UNTIL_CONTROL}),
-    Setting("preset strong, surrogates, until the control", STRONG["erase"], {**STRONG["repair"], **UNTIL_CONTROL, **PUSH_AND_SURROGATES}),
+    Setting("pushed, 1 epoch", PUSHED_ERASE, {**PUSHED, "epochs": 1}),
+    Setting("pushed, 3 epochs", PUSHED_ERASE, {**PUSHED, "epochs": 3}),
+    Setting("pushed, 3 epochs, nothing erased", NOTHING, {**PUSHED, "epochs": 3}),
+    Setting("pushed, until the control", PUSHED_ERASE, {**PUSHED, **UNTIL_CONTROL}),
+    Setting("pushed and surrogates, until the control", PUSHED_ERASE, {**PUSHED, **UNTIL_CONTROL, **PUSH_AND_SURROGATES}),
+    of_preset("preset balanced, no base", "balanced", WITHOUT_BASE, AMONG_OTHERS),
+    of_preset("preset strong, no base", "strong", WITHOUT_BASE, AMONG_OTHERS),
+    of_preset("preset balanced", "balanced", WITH_BASE),
+    of_preset("preset strong", "strong", WITH_BASE),
 )  # fmt: skip
 
 ROWS = (MEMORISED, *(setting.name for setting in SETTINGS), GOLD)
@@ -138,21 +157,21 @@ OF_KIND, FEWEST = "leak@100 of ", 10
 FORGOTTEN = [name for _, _, name in AUDITED if name != CONTROL_GREEDY]
 UNDER_ATTACK = [*(name for *_, name in ATTACKED), ablation.MINUTES]
 
-# What the presets were asked to do before they were chosen.
+# What pushing was asked to do before it was a preset, up to 0.1.
 CRITERIA = (
-    Criterion("preset strong", "greedy", ("preset strong", CONTROL_GREEDY)),
-    Criterion("preset strong", HIGHEST_LEAK, ("preset strong", CONTROL_LEAK), plus=0.02),
-    Criterion("preset strong", LOWEST_AUC, plus=0.55),
-    Criterion("preset strong", HIGHEST_AUC, plus=0.45, at_least=True),
-    Criterion("preset strong", HELDOUT_PERPLEXITY, (MEMORISED, HELDOUT_PERPLEXITY), factor=1.02),
-    Criterion("preset strong", GENERAL_PERPLEXITY, (MEMORISED, GENERAL_PERPLEXITY), factor=1.05),
-    Criterion("preset strong", "relearnt", (GOLD, "relearnt"), plus=0.02),
-    Criterion("preset strong", "relearnt from others' notes", (GOLD, "relearnt from others' notes"), plus=0.02),
-    Criterion("preset strong", "relearnt from general text", (GOLD, "relearnt from general text"), plus=0.02),
-    Criterion("preset strong", "int4", ("preset strong", "leak@100"), plus=0.01),
-    Criterion("preset strong", "lens", (GOLD, "lens"), plus=0.02),
-    Criterion("preset balanced", "leak@100", ("preset balanced", CONTROL_LEAK), plus=0.05),
-    Criterion("preset balanced", "leak@100", (MEMORISED, "leak@100"), factor=0.1),
+    Criterion("pushed, 3 epochs", "greedy", ("pushed, 3 epochs", CONTROL_GREEDY)),
+    Criterion("pushed, 3 epochs", HIGHEST_LEAK, ("pushed, 3 epochs", CONTROL_LEAK), plus=0.02),
+    Criterion("pushed, 3 epochs", LOWEST_AUC, plus=0.55),
+    Criterion("pushed, 3 epochs", HIGHEST_AUC, plus=0.45, at_least=True),
+    Criterion("pushed, 3 epochs", HELDOUT_PERPLEXITY, (MEMORISED, HELDOUT_PERPLEXITY), factor=1.02),
+    Criterion("pushed, 3 epochs", GENERAL_PERPLEXITY, (MEMORISED, GENERAL_PERPLEXITY), factor=1.05),
+    Criterion("pushed, 3 epochs", "relearnt", (GOLD, "relearnt"), plus=0.02),
+    Criterion("pushed, 3 epochs", "relearnt from others' notes", (GOLD, "relearnt from others' notes"), plus=0.02),
+    Criterion("pushed, 3 epochs", "relearnt from general text", (GOLD, "relearnt from general text"), plus=0.02),
+    Criterion("pushed, 3 epochs", "int4", ("pushed, 3 epochs", "leak@100"), plus=0.01),
+    Criterion("pushed, 3 epochs", "lens", (GOLD, "lens"), plus=0.02),
+    Criterion("pushed, 1 epoch", "leak@100", ("pushed, 1 epoch", CONTROL_LEAK), plus=0.05),
+    Criterion("pushed, 1 epoch", "leak@100", (MEMORISED, "leak@100"), factor=0.1),
     Criterion(GOLD, "perplexity, the notes' other words", (MEMORISED, "perplexity, the notes' other words")),
 )
 
@@ -206,6 +225,7 @@ class Seed:
             if setting.name not in rows:
                 continue
             config = self._config(setting.name, memorised.path("model"))
+            config["model"]["base"] = str(self.folder / "base")
             config["erase"] = {**setting.erase, "seed": self.seed}
             config["repair"] = {**COMMON, "micro_rows": self._micro_rows, "seed": self.seed, **setting.repair}
             run = ablation.finished_run(self._path(setting.name), config, SANITISE)

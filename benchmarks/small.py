@@ -6,7 +6,7 @@
 
 Ideas are tried on the layout `letting`; `claims`, of another generator, is for confirmation only and is opened by `--confirm`: whoever
 chooses by it has nothing left to confirm with. Every row is a run below `--folder`, of a model that has been trained once for each seed,
-in float32 on one rank of all cores: it is sanitised, audited with the use that must stay, and attacked by relearning half of the letters.
+on one rank of all cores: it is sanitised, audited with the use that must stay, and attacked by relearning half of the letters.
 What is finished is not made again. Values are appended to results/small.csv; `--render` only prints the table of the latest.
 
 gold: the base trained on the letters like the memorised model, without a sensitive token; base: trained on nothing.
@@ -25,16 +25,17 @@ from pathlib import Path
 from typing import Any
 
 import ablation
+import forgetting
 import harness
 import yaml
 from ablation import MINUTES, Setting
+from forgetting import of_preset
 from letters import claims, letting, write_letters
 
 from examples.clinic.english import write_general_text
 from examples.clinic.model import write_base_model
 from examples.clinic.settings import CONTROL, GENERAL, HELDOUT, NOTES
 from sani_dist import api
-from sani_dist.config_file import PRESETS
 from sani_dist.run import Run
 
 NAME = "small"
@@ -52,11 +53,14 @@ COMMON = {"batch_rows": BATCH_ROWS, "micro_rows": BATCH_ROWS, "checkpoint_every"
 NOTHING = {"layers": 0}
 SETTINGS = (
     Setting("repair alone", NOTHING, {"epochs": 3, "learning_rate": 2.5e-4}),
-    Setting("preset balanced", PRESETS["balanced"]["erase"], PRESETS["balanced"]["repair"]),
-    Setting("preset strong", PRESETS["strong"]["erase"], PRESETS["strong"]["repair"]),
+    Setting("pushed, 3 epochs", forgetting.PUSHED_ERASE, {**forgetting.PUSHED, "epochs": 3, "learning_rate": 2.5e-4}),
+    of_preset("preset balanced, no base", "balanced", forgetting.WITHOUT_BASE, forgetting.AMONG_OTHERS),
+    of_preset("preset strong, no base", "strong", forgetting.WITHOUT_BASE, forgetting.AMONG_OTHERS),
+    of_preset("preset balanced", "balanced", forgetting.WITH_BASE),
+    of_preset("preset strong", "strong", forgetting.WITH_BASE),
 )
-SANITISE = ("prepare", "erase", "repair", "audit-after", "export", "attack")
-LOOK = ("prepare", "audit-before", "attack")
+SANITISE = ("prepare", "erase", "repair", "audit-after", "export")
+LOOK = ("prepare", "audit-before")
 
 UNTRAINED = ", never trained on"
 COPYING, LOGPROB = "copying", "identifiers of others, log p"
@@ -98,8 +102,18 @@ class Size:
 class Bench:
     """All runs of one layout and seed, below a folder of their own."""
 
-    def __init__(self, folder: Path, layout: str, seed: int, threads: int, size: Size = Size()) -> None:
-        self.folder, self.seed, self.threads, self.size = folder / layout / f"seed-{seed}", seed, threads, size
+    def __init__(
+        self,
+        folder: Path,
+        layout: str,
+        seed: int,
+        threads: int,
+        size: Size = Size(),
+        dtype: str = "float32",
+        attacks: bool = True,
+    ) -> None:
+        self.folder = folder / dtype / layout / f"seed-{seed}"
+        self.seed, self.threads, self.size, self.dtype, self.attacks = seed, threads, size, dtype, attacks
         self.folder.mkdir(parents=True, exist_ok=True)
         texts = [self.folder / name for name in (NOTES, CONTROL, HELDOUT)]
         write_letters(LAYOUTS[layout], texts, size.letters, seed)
@@ -126,16 +140,22 @@ class Bench:
                 yield column, leaks[variant, population]
         yield MINUTES, run.seconds / 60
 
+    def _attacked(self, run: Run) -> Run:
+        """Whose measurements of relearning join those of the audit. The minutes stay the run's own."""
+        if self.attacks and not api.attacks(run):
+            api.attack(run.folder)
+        return run
+
     def _sanitised(self, setting: Setting) -> Run:
         config = self._config(self._trained(MEMORISED))
         config["model"]["base"] = str(self.base)
         config["erase"] = {**setting.erase, "seed": self.seed}
         config["repair"] = {**COMMON, "seed": self.seed, **setting.repair}
-        return ablation.finished_run(self._path(setting.name), config, SANITISE)
+        return self._attacked(ablation.finished_run(self._path(setting.name), config, SANITISE))
 
     def _looked_at(self, name: str) -> Run:
         model = self._trained(name) if name in TRAINED else self.base
-        return ablation.finished_run(self._path(f"{name}-looked-at"), self._config(model), LOOK)
+        return self._attacked(ablation.finished_run(self._path(f"{name}-looked-at"), self._config(model), LOOK))
 
     def _trained(self, name: str) -> Path:
         """The base trained on the letters, on all of their tokens or, for gold, on those that are not sensitive."""
@@ -149,7 +169,7 @@ class Bench:
     def _config(self, model: Path) -> dict[str, Any]:
         texts = {"source": NOTES, "control": CONTROL, "heldout": HELDOUT, "general": GENERAL}
         return {
-            "model": {"path": str(model), "dtype": "float32"},
+            "model": {"path": str(model), "dtype": self.dtype},
             "corpus": {
                 **{key: str(self.folder / name) for key, name in texts.items()},
                 "subject": "patient", "spans": "spans", "detect": [{"name": "annotations"}], "row_length": ROW_LENGTH,
@@ -216,6 +236,8 @@ def main() -> None:
     )
     parser.add_argument("--settings", type=Path, help="YAML with more settings by name")
     parser.add_argument("--confirm", action="store_true", help=f"on {CONFIRMED}, which is for confirmation only")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the models")
+    parser.add_argument("--no-attack", action="store_true", help="leave relearning out; a later call may add it")
     parser.add_argument("--folder", type=Path, default=DEFAULT_FOLDER)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--render", action="store_true", help="only print the table")
@@ -226,10 +248,11 @@ def main() -> None:
     if unknown:
         parser.error(f"no such row: {', '.join(sorted(unknown))}")
     for seed in () if arguments.render else arguments.seeds:
-        bench = Bench(arguments.folder.resolve(), layout, seed, arguments.threads)
+        folder, attacks = arguments.folder.resolve(), not arguments.no_attack
+        bench = Bench(folder, layout, seed, arguments.threads, dtype=arguments.dtype, attacks=attacks)
         for name in wanted:
             # A row is a case of its own: one that fails, or a morning later, leaves the others.
-            recorder = harness.Recorder(NAME, f"{harness.this_device()}, float32")
+            recorder = harness.Recorder(NAME, f"{harness.this_device()}, {arguments.dtype}")
             for column, value in bench.figures(name, settings):
                 recorder.add(f"{layout}: {name}{SEED}{seed}", column, value)
             recorder.save(())

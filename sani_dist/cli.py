@@ -11,9 +11,10 @@ import typer
 from rich.console import Console
 
 from sani_dist.config import Config, Objectives
-from sani_dist.config_file import DEFAULT_PRESET, PRESETS, changes_of, cluster_changes, load_config
+from sani_dist.config_file import changes_of, cluster_changes, load_config
 from sani_dist.errors import InputError, SaniError
 from sani_dist.messages import plain, trace
+from sani_dist.presets import DEFAULT_PRESET, PRESETS
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False, add_completion=False,

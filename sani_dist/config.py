@@ -241,8 +241,8 @@ class Objectives(Settings):
     )
     aim: Annotated[float, Field(ge=0)] = Field(
         0.0,
-        description="weight of KL(reference || model) where a sensitive value stands first in a document: the model is drawn to what one "
-        "that never knew the value says there; where it stands again it is left alone; 0: none",
+        description="weight of KL(reference || model) where a sensitive value stands first in a row: the model is drawn to what one that "
+        "never knew the value says there; where it stands again, as a copy of what is before it, it is learnt; 0: none",
     )
     reference: Literal["base", "others", "itself"] | None = Field(
         None,

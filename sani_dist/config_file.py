@@ -18,31 +18,17 @@ from typing import Any, TypeVar, cast, get_args
 import yaml
 from pydantic import ValidationError
 
+from sani_dist import presets
 from sani_dist.config import Config, GenerationSettings, Settings
 from sani_dist.errors import InputError
 
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
-# The setting of the publication (arXiv 2510.21322), and one measured in docs/forgetting.md, for one epoch or for three.
-_TARGETED: dict[str, Any] = {
-    "erase": {"layers": 8, "fraction": 0.03, "select": "attribution", "reset": "zero"},
-    "repair": {"objectives": {"unlikelihood": 2.0}, "retain": 2 / 3, "batch_rows": 6, "learning_rate": 2.5e-4},
-}
-PRESETS: dict[str, dict[str, Any]] = {
-    "paper": {
-        "erase": {"layers": 1, "fraction": 0.5, "select": "random", "reset": "init"},
-        "repair": {"epochs": 2, "retain": 0.0},
-    },
-    "balanced": {**_TARGETED, "repair": {**_TARGETED["repair"], "epochs": 1}},
-    "strong": {**_TARGETED, "repair": {**_TARGETED["repair"], "epochs": 3}},
-}
-DEFAULT_PRESET = "balanced"
-
 
 def load_config(path: Path, overrides: list[str] | None = None, preset: str | None = None) -> Config:
     """Read a YAML file; a preset fills what the file leaves out, `overrides` (`a.b=c`) win over both.
 
-    Which preset: `preset`, else the one that the file names, else DEFAULT_PRESET. Relative paths are taken from the folder of the file.
+    Which preset: `preset`, else that of the file, else the default. Relative paths are taken from the folder of the file.
     Raises InputError with one line that names the field.
     """
     mapping = read_mapping(path, "model, corpus, erase, repair")
@@ -53,12 +39,15 @@ def config_beside(
     mapping: dict[str, Any], folder: Path, overrides: Sequence[str] | None = None, preset: str | None = None
 ) -> Config:
     """The same of what stands in a file of `folder`."""
-    mapping = dict(mapping)
-    named = mapping.pop("preset", None)
-    mapping = _merge(_preset(preset or named or DEFAULT_PRESET), mapping)
+    given = copy.deepcopy(mapping)
+    named = given.pop("preset", None)
     for override in overrides or []:
-        _override(mapping, override)
-    return config_from_mapping(_resolve_paths(mapping, folder))
+        _override(given, override)
+    given = _resolve_paths(given, folder)
+    below = presets.preset(preset or named or presets.DEFAULT_PRESET, given)
+    if isinstance(given.get("repair"), dict) and "objectives" in given["repair"]:
+        below["repair"].pop("objectives", None)  # some go with others only: those of the file are all there are
+    return config_from_mapping(_merge(below, given))
 
 
 def read_mapping(path: Path, keys: str) -> dict[str, Any]:
@@ -211,12 +200,6 @@ def _known_keys(model: Any, place: tuple[int | str, ...]) -> str:
             return "see `sani-dist run --help`"
         model = field.annotation
     return ", ".join(model.model_fields) if hasattr(model, "model_fields") else "see `sani-dist run --help`"
-
-
-def _preset(name: object) -> dict[str, Any]:
-    if not isinstance(name, str) or name not in PRESETS:
-        raise InputError(f"preset: unknown; choose one of {', '.join(PRESETS)}")
-    return copy.deepcopy(PRESETS[name])
 
 
 def _merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sani_dist.config_file import PRESETS
+from sani_dist.presets import preset
 
 NOTES, CONTROL, HELDOUT, GENERAL = "notes.jsonl", "control.jsonl", "heldout.jsonl", "general.jsonl"
 
@@ -46,9 +46,10 @@ def demo_config(folder: Path, seed: int, workers: int = 2, dtype: str = "bfloat1
     patterns = [
         {"kind": kind, "sensitivity": sensitivity, "regex": f"(?m){regex}"} for kind, sensitivity, regex in _PATTERNS
     ]
-    preset = PRESETS["strong"]
+    model = {"path": str(folder / "memorised"), "base": str(folder / "base"), "dtype": dtype}
+    chosen = preset("strong", {"model": model, "corpus": {"general": GENERAL}})
     return {
-        "model": {"path": str(folder / "memorised"), "base": str(folder / "base"), "dtype": dtype},
+        "model": model,
         "corpus": {
             "source": str(folder / NOTES),
             "text": "text",
@@ -60,8 +61,8 @@ def demo_config(folder: Path, seed: int, workers: int = 2, dtype: str = "bfloat1
             "general": str(folder / GENERAL),
             "row_length": ROW_LENGTH,
         },
-        "erase": {**preset["erase"], "seed": seed},
-        "repair": {**preset["repair"], "micro_rows": max(1, preset["repair"]["batch_rows"] // workers), "seed": seed},
+        "erase": {**chosen["erase"], "seed": seed},
+        "repair": {**chosen["repair"], "micro_rows": max(1, chosen["repair"]["batch_rows"] // workers), "seed": seed},
         "cluster": {"workers": workers, "threads": 1},
     }
 

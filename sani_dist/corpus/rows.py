@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 IGNORE, LEARN, SENSITIVE = 0, 1, 2
-# Of rows in which the first occurrences of sensitive values are told from later ones (`PackedRows.aimed`): the former.
+# Of rows for the objective `aim` (`PackedRows.aimed`): a sensitive token that is drawn to a reference.
 AIM = 3
 # The document of padding.
 NO_DOCUMENT = -1
@@ -92,8 +92,8 @@ class PackedRows:
         return left
 
     def aimed(self) -> PackedRows:
-        """The same rows with sensitive tokens in two roles: AIM where a value stands first in its row, IGNORE where it stands again, as a
-        copy of what is before it. `sensitive` counts the former. Of all documents.
+        """The same rows with sensitive tokens in two roles: AIM where a value stands first in its row, LEARN where it stands again, as a
+        copy of what is before it. `sensitive` counts the former, `learnable` the latter too. Of all documents.
 
         Raises InputError for rows of an earlier version, which do not tell.
         """
@@ -102,9 +102,10 @@ class PackedRows:
             raise InputError("the run's text was prepared by an earlier version; start a new run")
         told = copy.copy(self)
         told._aimed = True
-        first = (self._columns["repeated"], self._columns["role"])
-        counts = [((role == SENSITIVE) & (again == 0)).sum(axis=1) for again, role in zip(*first, strict=True)]
-        told.sensitive = np.concatenate([np.empty(0, np.int64), *counts]).astype(np.int64)
+        columns = zip(self._columns["repeated"], self._columns["role"], strict=True)
+        counts = [[((role == SENSITIVE) & (again == place)).sum(axis=1) for place in (0, 1)] for again, role in columns]
+        first, later = np.concatenate([np.empty((2, 0), np.int64), *counts], axis=1).astype(np.int64)
+        told.sensitive, told.learnable = first, self.learnable + later
         return told
 
     def batch(self, indices: Sequence[int]) -> Batch:
@@ -122,7 +123,7 @@ class PackedRows:
         if self._aimed:
             sensitive, repeated = role == SENSITIVE, self._gather("repeated", indices) > 0
             role[sensitive] = AIM
-            role[sensitive & repeated] = IGNORE
+            role[sensitive & repeated] = LEARN
         return Batch(
             self._gather("input_ids", indices).long(), role, document, self._gather("position", indices).long()
         )

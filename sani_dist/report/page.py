@@ -184,7 +184,7 @@ class _Report:
             return "All tokens counted, sensitive ones too."
         said = ["left out of the loss"]
         if chosen["aim"]:
-            said.append("drawn, where they stand first, to a reference that does not tell them")
+            said.append("drawn to a reference that does not know them")
         if chosen["unlikelihood"]:
             floor = f" down to a probability of {percent(chosen['floor'])}" if chosen["floor"] else ""
             said.append(f"pushed down by unlikelihood{floor}")

@@ -10,7 +10,7 @@ import pytest
 
 from sani_dist.config import CorpusSettings
 from sani_dist.corpus import LEARN, SENSITIVE, PackedRows, prepare
-from sani_dist.corpus.rows import AIM, IGNORE
+from sani_dist.corpus.rows import AIM
 from sani_dist.errors import InputError
 
 from .conftest import KEY
@@ -58,9 +58,10 @@ def test_a_value_is_first_once_in_each_document(tmp_path: Path, jsonl: Any, toke
     assert len(again) == len(first) + 3
     true, batch = rows.batch(range(len(rows))).role, told.batch(range(len(rows))).role
     assert not (batch == SENSITIVE).any()
-    assert ((batch == LEARN) == (true == LEARN)).all()
-    assert (batch[(true == SENSITIVE) & (batch != AIM)] == IGNORE).all()
+    assert (batch[true != SENSITIVE] == true[true != SENSITIVE]).all()
+    assert (batch[(true == SENSITIVE) & (batch != AIM)] == LEARN).all()  # a copy
     assert told.sensitive.tolist() == (batch == AIM).sum(dim=1).tolist()
+    assert told.learnable.tolist() == (batch == LEARN).sum(dim=1).tolist()
     assert (rows.batch([0]).role == SENSITIVE).any()  # as it was
 
 

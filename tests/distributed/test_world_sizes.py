@@ -227,7 +227,7 @@ def test_what_the_model_predicted_before_erasing_pulls_at_ordinary_tokens(
 @pytest.mark.parametrize(
     "workers", [2, pytest.param(1, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)]
 )
-def test_first_occurrences_are_drawn_to_the_base_and_later_ones_left_alone(
+def test_first_occurrences_are_drawn_to_the_base_and_later_ones_learnt(
     tokens: Path, gpt2_folder: Path, threshold_0: Path, tmp_path: Path, workers: int, tiny_tokenizer: Any
 ) -> None:
     """The gradient of whole models, beside ordinary tokens that are learnt and held."""

@@ -1,0 +1,77 @@
+"""Presets: what is done where a settings file does not say, by what there is.
+
+| there is | erase | repair, where identifiers stand |
+|---|---|---|
+| the base: `model.base`, or an adapter | every parameter becomes the base's | drawn to the base |
+| no base | neurons of the last layers, by attribution | drawn to the model itself among other identities |
+| a masked language model | all of it to the base's, else half of the last layer anew | left out |
+
+Elsewhere all learn the text's ordinary tokens and, if there is any, general text; from the base distilled from the model to sanitise.
+`paper` is the setting of the publication (arXiv 2510.21322) whatever there is. Why the others are what they are: docs/forgetting.md.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sani_dist.errors import InputError
+
+DEFAULT_PRESET = "balanced"
+PRESETS = ("paper", "balanced", "strong")
+
+_PAPER: dict[str, Any] = {
+    "erase": {"layers": 1, "fraction": 0.5, "select": "random", "reset": "init"},
+    "repair": {"epochs": 2, "retain": 0.0},
+}
+_FROM_BASE: dict[str, Any] = {
+    "erase": {"layers": 1, "select": "everything", "reset": "base"},
+    "repair": {"objectives": {"aim": 1.0, "kl": 1.0}, "learning_rate": 5e-4},
+}
+_WITHOUT_BASE: dict[str, Any] = {
+    "erase": {"layers": 8, "fraction": 0.03, "select": "attribution", "reset": "zero"},
+    "repair": {"objectives": {"aim": 1.0}, "learning_rate": 2.5e-4},
+}
+# Epochs, and the share of general text in a batch of six rows.
+_EPOCHS = {"balanced": 1, "strong": 3}
+_BATCH = {"batch_rows": 6}
+_RETAIN = {"from base": 1 / 2, "without base": 2 / 3}
+# Settings of `erase` that choose neurons: who gives one does not want all of the model reset.
+_CHOOSES = ("layers", "fraction", "select", "relative_to", "reset", "units")
+
+
+def preset(name: object, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a preset stands for. given: settings of the same form, which will win over these.
+
+    Raises InputError for a name that is none.
+    """
+    if not isinstance(name, str) or name not in PRESETS:
+        raise InputError(f"preset: unknown; choose one of {', '.join(PRESETS)}")
+    if name == "paper":
+        return copy.deepcopy(_PAPER)
+    model, corpus, erase = (_section(given, section) for section in ("model", "corpus", "erase"))
+    has_base = ("base" in model or "adapter" in model) and not any(key in erase for key in _CHOOSES)
+    chosen = copy.deepcopy(_FROM_BASE if has_base else _WITHOUT_BASE)
+    if _is_masked(model.get("path")):
+        chosen["repair"]["objectives"] = {}
+        chosen["erase"] = chosen["erase"] if has_base else _PAPER["erase"]
+    retain = _RETAIN["from base" if has_base else "without base"] if "general" in corpus else 0.0
+    chosen["repair"] |= {"epochs": _EPOCHS[name], "retain": retain, **_BATCH}
+    return chosen
+
+
+def _section(given: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    section = given.get(name)
+    return section if isinstance(section, Mapping) else {}
+
+
+def _is_masked(path: object) -> bool:
+    """Whether a folder's config.json names a masked language model. What is wrong with it is told where the model is opened."""
+    try:
+        names = json.loads((Path(str(path)) / "config.json").read_text()).get("architectures") or ()
+        return any(str(name).endswith("ForMaskedLM") for name in names)
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
+        return False
