@@ -74,13 +74,14 @@ def test_a_package_without_the_examples_says_where_the_demo_is(tmp_path: Path) -
     assert not (tmp_path / "out").exists()
 
 
-def test_what_trains_nothing_needs_no_general_text(llama_folder: Path, corpus: dict[str, str], tmp_path: Path) -> None:
-    """The default preset mixes general text into the repair; `run` says so, a search for spans does not need it."""
+def test_the_default_preset_needs_no_general_text(llama_folder: Path, corpus: dict[str, str], tmp_path: Path) -> None:
     settings = tmp_path / "run.yaml"
     text = {"source": corpus["notes"], "detect": [{"name": "terms", "values": list(tiny.CANARY_PEOPLE)}]}
     settings.write_text(yaml.safe_dump({"model": {"path": str(llama_folder)}, "corpus": text}))
-    with pytest.raises(InputError, match=r"repair.retain needs corpus.general"):
-        CliRunner().invoke(app, ["run", str(settings), "--dry-run"], catch_exceptions=False)
+    base = ["--set", f"model.base={llama_folder}"]
+    found = CliRunner().invoke(app, ["run", str(settings), "--dry-run", *base], catch_exceptions=False)
+    assert found.exit_code == 0
+    assert "every parameter, reset: base" in found.output
     found = CliRunner().invoke(app, ["detect", str(settings), "--out", str(tmp_path / "out")], catch_exceptions=False)
     assert found.exit_code == 0
 
