@@ -64,7 +64,11 @@ PUSH_AND_SURROGATES = {"objectives": {**PUSH["objectives"], **SURROGATES["object
 def of_preset(title: str, name: str, given: Mapping[str, Any], more: Mapping[str, Any] | None = None) -> Setting:
     """The row of a preset, where there is what is `given`. more: objectives."""
     chosen = preset(name, given)
-    repair = {**chosen["repair"], "objectives": {**chosen["repair"]["objectives"], **(more or {})}}
+    repair = {
+        **chosen["repair"],
+        "batch_rows": BATCH_ROWS,
+        "objectives": {**chosen["repair"]["objectives"], **(more or {})},
+    }
     return Setting(title, chosen["erase"], repair)
 
 

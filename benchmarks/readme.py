@@ -1,4 +1,4 @@
-"""The README's picture and table, from results/forgetting.csv: what a model gives away before and after, and what that costs.
+"""The README's picture and table, from results/small.csv: what a model gives away before and after, and what that costs.
 
 python benchmarks/readme.py
 """
@@ -9,31 +9,33 @@ import statistics
 from collections.abc import Mapping
 from pathlib import Path
 
-import forgetting
 import harness
+import small
 from bars import bars
 
 ROOT = Path(__file__).parents[1]
 README, PICTURE = ROOT / "README.md", ROOT / "docs" / "before-after.svg"
 BEGIN, END = "<!-- before and after -->", "<!-- end of before and after -->"
-COLUMNS = {"before": "memorised", "after": "preset strong", "retrained without them": "gold"}
+COLUMNS = {"before": small.MEMORISED, "after": "preset strong", "never fine-tuned": small.BASE}
 # What a reader sees -> the metric, and whether it is a share.
 ROWS = {
-    "given away by 100 samples": ("leak@100", True),
-    "the same, after an attacker trained the model on half of the notes": ("relearnt", True),
-    "perplexity of general English (lower is better)": ("perplexity, general", False),
+    "memorised identifiers given away by 100 samples": ("leak@100", True),
+    "identifiers of others repeated when the prompt has them": (small.COPYING, True),
+    "perplexity of letters it never saw (lower is better)": ("perplexity, held-out letters", False),
+    "perplexity of general English": ("perplexity, general", False),
 }
+DRAWN = ("given away by 100 samples", "repeated from the prompt")
 
 Figures = Mapping[str, Mapping[str, list[float]]]
 
 
 def measured() -> Figures:
-    """{row of forgetting.csv: {metric: its value for each seed}}."""
+    """{row of small.csv: {metric: its value for each seed}}, of the layout that ideas are tried on."""
     found: dict[str, dict[str, list[float]]] = {}
-    for row in harness.latest_rows("forgetting"):
-        name, _, seed = row.case.rpartition(forgetting.SEED)
-        if seed:
-            found.setdefault(name, {}).setdefault(row.metric, []).append(row.value)
+    for row in harness.latest_rows(small.NAME):
+        layout, _, case = row.case.partition(": ")
+        if layout == small.TRIED:
+            found.setdefault(case.rpartition(small.SEED)[0], {}).setdefault(row.metric, []).append(row.value)
     return found
 
 
@@ -50,9 +52,11 @@ def picture(found: Figures) -> str:
     shares = {title: metric for title, (metric, share) in ROWS.items() if share}
     groups = {
         title: {column: statistics.mean(found[row][metric]) for column, row in COLUMNS.items()}
-        for title, metric in zip(("100 samples give away", "after relearning half"), shares.values(), strict=True)
+        for title, metric in zip(DRAWN, shares.values(), strict=True)
     }
-    return bars("Share of memorised identifiers that come out of the model", groups, _percent)
+    return bars(
+        "Identifiers that come out of the model: memorised ones, and those that stand in its prompt", groups, _percent
+    )
 
 
 def with_table(readme: str, found: Figures) -> str:
@@ -63,7 +67,7 @@ def with_table(readme: str, found: Figures) -> str:
 
 def _cell(values: list[float], share: bool) -> str:
     written = [
-        _percent(value) if share else f"{value:.1f}" for value in (statistics.mean(values), min(values), max(values))
+        _percent(value) if share else f"{value:.3g}" for value in (statistics.mean(values), min(values), max(values))
     ]
     return written[0] if len(set(written)) == 1 else f"{written[0]} ({written[1]} to {written[2]})"
 

@@ -7,7 +7,8 @@
 Ideas are tried on the layout `letting`; `claims`, of another generator, is for confirmation only and is opened by `--confirm`: whoever
 chooses by it has nothing left to confirm with. Every row is a run below `--folder`, of a model that has been trained once for each seed,
 on one rank of all cores: it is sanitised, audited with the use that must stay, and attacked by relearning half of the letters.
-What is finished is not made again. Values are appended to results/small.csv; `--render` only prints the table of the latest.
+What is finished is not made again. Values are appended to results/small.csv; the latest are the table of docs/forgetting.md, which
+`--render` only writes again.
 
 gold: the base trained on the letters like the memorised model, without a sensitive token; base: trained on nothing.
 """
@@ -39,6 +40,7 @@ from sani_dist import api
 from sani_dist.run import Run
 
 NAME = "small"
+PAGE = Path(__file__).parents[1] / "docs" / "forgetting.md"
 DEFAULT_FOLDER = Path(tempfile.gettempdir()) / "sani_dist-benchmark-small"
 LAYOUTS = {"letting": letting, "claims": claims}
 TRIED, CONFIRMED = "letting", "claims"
@@ -129,6 +131,13 @@ class Bench:
         else:
             run, when = self._looked_at(name), "before"
         yield from ablation.figures(api.measurements(run, when), AUDITED).items()
+        yield MINUTES, run.seconds / 60
+        if self.attacks:
+            yield from self._relearnt(name, run.path("model") if name in settings else self._model(name))
+
+    def _relearnt(self, name: str, model: Path) -> Iterator[tuple[str, float]]:
+        """(column, value) of a model that an attacker trains: a run of its own, so that it can be added to a row that has been made."""
+        run = ablation.finished_run(self._path(f"{name}-attacked"), self._config(model), (*LOOK, "attack"))
         leaks = {
             (result.variant, m.population): m.value
             for result in api.attacks(run)
@@ -138,24 +147,19 @@ class Bench:
         for variant, population, column in RELEARNT:
             if (variant, population) in leaks:
                 yield column, leaks[variant, population]
-        yield MINUTES, run.seconds / 60
-
-    def _attacked(self, run: Run) -> Run:
-        """Whose measurements of relearning join those of the audit. The minutes stay the run's own."""
-        if self.attacks and not api.attacks(run):
-            api.attack(run.folder)
-        return run
 
     def _sanitised(self, setting: Setting) -> Run:
         config = self._config(self._trained(MEMORISED))
         config["model"]["base"] = str(self.base)
         config["erase"] = {**setting.erase, "seed": self.seed}
         config["repair"] = {**COMMON, "seed": self.seed, **setting.repair}
-        return self._attacked(ablation.finished_run(self._path(setting.name), config, SANITISE))
+        return ablation.finished_run(self._path(setting.name), config, SANITISE)
 
     def _looked_at(self, name: str) -> Run:
-        model = self._trained(name) if name in TRAINED else self.base
-        return self._attacked(ablation.finished_run(self._path(f"{name}-looked-at"), self._config(model), LOOK))
+        return ablation.finished_run(self._path(f"{name}-looked-at"), self._config(self._model(name)), LOOK)
+
+    def _model(self, name: str) -> Path:
+        return self._trained(name) if name in TRAINED else self.base
 
     def _trained(self, name: str) -> Path:
         """The base trained on the letters, on all of their tokens or, for gold, on those that are not sensitive."""
@@ -240,7 +244,7 @@ def main() -> None:
     parser.add_argument("--no-attack", action="store_true", help="leave relearning out; a later call may add it")
     parser.add_argument("--folder", type=Path, default=DEFAULT_FOLDER)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--render", action="store_true", help="only print the table")
+    parser.add_argument("--render", action="store_true", help="only write the page")
     arguments = parser.parse_args()
     layout, settings = CONFIRMED if arguments.confirm else TRIED, read_settings(arguments.settings)
     wanted = arguments.row or [MEMORISED, BASE, GOLD, *settings]
@@ -256,7 +260,9 @@ def main() -> None:
             for column, value in bench.figures(name, settings):
                 recorder.add(f"{layout}: {name}{SEED}{seed}", column, value)
             recorder.save(())
-    print("\n".join(table(harness.latest_rows(NAME), layout)))
+    rows = harness.latest_rows(NAME)
+    print("\n".join(table(rows, layout)))
+    ablation.write_results(PAGE, ["", *table(rows, TRIED), "", *ablation.provenance(rows)])
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
 | no base | neurons of the last layers, by attribution | drawn to the model itself among other identities |
 | a masked language model | all of it to the base's, else half of the last layer anew | left out |
 
-Elsewhere all learn the text's ordinary tokens and, if there is any, general text; from the base distilled from the model to sanitise.
+Elsewhere they learn the text's ordinary tokens and, if there is any, general text, and are held to what the model to sanitise says there.
 `paper` is the setting of the publication (arXiv 2510.21322) whatever there is. Why the others are what they are: docs/forgetting.md.
 """
 
@@ -27,18 +27,10 @@ _PAPER: dict[str, Any] = {
     "erase": {"layers": 1, "fraction": 0.5, "select": "random", "reset": "init"},
     "repair": {"epochs": 2, "retain": 0.0},
 }
-_FROM_BASE: dict[str, Any] = {
-    "erase": {"layers": 1, "select": "everything", "reset": "base"},
-    "repair": {"objectives": {"aim": 1.0, "kl": 1.0}, "learning_rate": 5e-4},
-}
-_WITHOUT_BASE: dict[str, Any] = {
-    "erase": {"layers": 8, "fraction": 0.03, "select": "attribution", "reset": "zero"},
-    "repair": {"objectives": {"aim": 1.0}, "learning_rate": 2.5e-4},
-}
-# Epochs, and the share of general text in a batch of six rows.
+_TO_BASE: dict[str, Any] = {"layers": 1, "select": "everything", "reset": "base"}
+_NEURONS: dict[str, Any] = {"layers": 8, "fraction": 0.03, "select": "attribution", "reset": "zero"}
+_REPAIR: dict[str, Any] = {"objectives": {"aim": 1.0, "kl": 1.0}, "batch_rows": 6, "learning_rate": 5e-4}
 _EPOCHS = {"balanced": 1, "strong": 3}
-_BATCH = {"batch_rows": 6}
-_RETAIN = {"from base": 1 / 2, "without base": 2 / 3}
 # Settings of `erase` that choose neurons: who gives one does not want all of the model reset.
 _CHOOSES = ("layers", "fraction", "select", "relative_to", "reset", "units")
 
@@ -53,14 +45,12 @@ def preset(name: object, given: Mapping[str, Any]) -> dict[str, Any]:
     if name == "paper":
         return copy.deepcopy(_PAPER)
     model, corpus, erase = (_section(given, section) for section in ("model", "corpus", "erase"))
-    has_base = ("base" in model or "adapter" in model) and not any(key in erase for key in _CHOOSES)
-    chosen = copy.deepcopy(_FROM_BASE if has_base else _WITHOUT_BASE)
+    has_base = bool(model.get("base") or model.get("adapter")) and not any(key in erase for key in _CHOOSES)
+    chosen = {"erase": _TO_BASE if has_base else _NEURONS, "repair": _REPAIR}
     if _is_masked(model.get("path")):
-        chosen["repair"]["objectives"] = {}
-        chosen["erase"] = chosen["erase"] if has_base else _PAPER["erase"]
-    retain = _RETAIN["from base" if has_base else "without base"] if "general" in corpus else 0.0
-    chosen["repair"] |= {"epochs": _EPOCHS[name], "retain": retain, **_BATCH}
-    return chosen
+        chosen = {"erase": _TO_BASE if has_base else _PAPER["erase"], "repair": {**_REPAIR, "objectives": {}}}
+    chosen["repair"] = {**chosen["repair"], "epochs": _EPOCHS[name], "retain": 0.5 if corpus.get("general") else 0.0}
+    return copy.deepcopy(chosen)
 
 
 def _section(given: Mapping[str, Any], name: str) -> Mapping[str, Any]:

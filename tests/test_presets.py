@@ -41,10 +41,15 @@ def test_with_a_base_a_run_begins_there(settings_file: Path, there: str) -> None
     assert (config.repair.objectives.aim, config.repair.objectives.kl, config.reference) == (1, 1, "base")
 
 
+def test_what_is_null_is_not_there(settings_file: Path) -> None:
+    config = loaded(settings_file, "model.base=null", "model.adapter=null", "corpus.general=null")
+    assert (config.erase.begins_at_base, config.repair.retain) == (False, 0)
+
+
 def test_without_a_base_neurons_are_chosen_and_the_model_is_asked_among_others(settings_file: Path) -> None:
     config = loaded(settings_file)
     assert (config.erase.select, config.erase.reset) == ("attribution", "zero")
-    assert (config.repair.objectives.aim, config.repair.objectives.kl, config.reference) == (1, 0, "others")
+    assert (config.repair.objectives.aim, config.repair.objectives.kl, config.reference) == (1, 1, "others")
 
 
 @pytest.mark.parametrize("key", ["layers=4", "fraction=0.1", "select=random", "units=heads"])
