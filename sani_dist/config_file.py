@@ -44,10 +44,7 @@ def config_beside(
     for override in overrides or []:
         _override(given, override)
     given = _resolve_paths(given, folder)
-    below = presets.preset(preset or named or presets.DEFAULT_PRESET, given)
-    if isinstance(given.get("repair"), dict) and "objectives" in given["repair"]:
-        below["repair"].pop("objectives", None)  # some go with others only: those of the file are all there are
-    return config_from_mapping(_merge(below, given))
+    return config_from_mapping(_merge(presets.preset(preset or named or presets.DEFAULT_PRESET, given), given))
 
 
 def read_mapping(path: Path, keys: str) -> dict[str, Any]:

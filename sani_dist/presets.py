@@ -44,12 +44,14 @@ def preset(name: object, given: Mapping[str, Any]) -> dict[str, Any]:
         raise InputError(f"preset: unknown; choose one of {', '.join(PRESETS)}")
     if name == "paper":
         return copy.deepcopy(_PAPER)
-    model, corpus, erase = (_section(given, section) for section in ("model", "corpus", "erase"))
+    model, corpus, erase, repair = (_section(given, section) for section in ("model", "corpus", "erase", "repair"))
     has_base = bool(model.get("base") or model.get("adapter")) and not any(key in erase for key in _CHOOSES)
     chosen = {"erase": _TO_BASE if has_base else _NEURONS, "repair": _REPAIR}
     if _is_masked(model.get("path")):
         chosen = {"erase": _TO_BASE if has_base else _PAPER["erase"], "repair": {**_REPAIR, "objectives": {}}}
     chosen["repair"] = {**chosen["repair"], "epochs": _EPOCHS[name], "retain": 0.5 if corpus.get("general") else 0.0}
+    if "objectives" in repair:  # some do not go together: those that are given are all there are
+        del chosen["repair"]["objectives"]
     return copy.deepcopy(chosen)
 
 

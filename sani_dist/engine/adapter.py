@@ -113,9 +113,8 @@ class Adapter:
                 f"model.adapter: {self.folder} changes modules that model.path does not have, or that are no projections; expected an "
                 "adapter of that model"
             ) from None
-        for (
-            parameter
-        ) in trained:  # peft freezes the base; here `freeze_base` does, for training: attacks ask for its slopes
+        # peft freezes the base. Here `freeze_base` does, for training: attacks ask for the base's slopes.
+        for parameter in trained:
             parameter.requires_grad_(True)
         self._check(model)
 

@@ -17,8 +17,6 @@ from sani_dist.report.rise import perplexity_rise
 from sani_dist.report.use import use_changes
 from sani_dist.run import Run, read_json
 
-# The split each population of spans lies in.
-
 
 @dataclass(frozen=True)
 class Evidence:

@@ -184,7 +184,10 @@ class _Report:
             return "All tokens counted, sensitive ones too."
         said = ["left out of the loss"]
         if chosen["aim"]:
-            said.append("drawn to a reference that does not know them")
+            said = [
+                "drawn, where they stand first, to a reference that does not know them",
+                "learnt where they stand again",
+            ]
         if chosen["unlikelihood"]:
             floor = f" down to a probability of {percent(chosen['floor'])}" if chosen["floor"] else ""
             said.append(f"pushed down by unlikelihood{floor}")
